@@ -1,0 +1,279 @@
+/* The compiled policy: one flat immutable block, and flow -> decision.
+ *
+ * The block is made by dataplane/decide/program.py in the machine's own byte order and is trusted
+ * no more than a packet: `program_open` checks every offset, count and value, and copies it to
+ * memory aligned to a cache line. Sections begin at multiples of 64.
+ *
+ *   rules     struct rule each, tried in order; the first that matches decides
+ *   tables    65,536 bytes each: one byte a slot, the decision
+ *   sets      `set_words` 64-bit words each: which lists hold a range; set 0 is empty
+ *   v4, v6    the whole address space as disjoint ranges, by their first address, ascending, the
+ *             first one 0; beside them the set of each range; and an index by the top 16 bits:
+ *             65,537 positions, entry t is the range that holds the address t << 16 (v4)
+ *
+ * A flow is looked up once a direction, whatever the number of rules and lists. The index matters:
+ * bisection over two million boundaries took 142 ns without and 38 ns with it.
+ */
+#ifndef EVENLINK_PROGRAM_H
+#define EVENLINK_PROGRAM_H
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "flowhash.h"
+
+enum {
+    PROGRAM_MAGIC = 0x4c4e5645, /* "EVNL" on a little-endian machine */
+    PROGRAM_VERSION = 1,
+    PROGRAM_ALIGNMENT = 64,
+    PROGRAM_SLOTS = 65536,
+    PROGRAM_INDEX = 65537,
+    PROGRAM_MAX_RULES = 4096,
+    PROGRAM_MAX_SET_WORDS = 64,
+    PROGRAM_DECISIONS = 128,
+};
+#define PROGRAM_NO_TABLE UINT32_MAX
+
+enum program_section {
+    SECTION_RULES,
+    SECTION_TABLES,
+    SECTION_SETS,
+    SECTION_V4_STARTS,
+    SECTION_V4_SETS,
+    SECTION_V4_INDEX,
+    SECTION_V6_STARTS,
+    SECTION_V6_SETS,
+    SECTION_V6_INDEX,
+    SECTION_COUNT
+};
+
+struct program_header {
+    uint32_t magic;
+    uint32_t version;
+    uint64_t size;
+    uint64_t key;
+    uint32_t mark_mask;
+    uint32_t mark_shift;
+    uint32_t set_words;
+    uint32_t reserved;
+    struct {
+        uint64_t offset;
+        uint64_t count;
+    } sections[SECTION_COUNT];
+};
+
+struct rule {
+    uint32_t tables[2];   /* IPv4, IPv6: which slot table, or PROGRAM_NO_TABLE */
+    uint32_t source;      /* set of lists, any of which must hold the source; 0: no condition */
+    uint32_t destination; /* the same for the destination */
+    uint8_t fields;
+    uint8_t symmetric;
+    uint8_t decision; /* fixed; 0: by slot */
+    uint8_t reserved[13];
+};
+
+struct address6 {
+    uint64_t high, low;
+};
+
+struct ranges4 {
+    const uint32_t *starts, *sets, *index;
+    uint64_t count;
+};
+
+struct ranges6 {
+    const struct address6 *starts;
+    const uint32_t *sets, *index;
+    uint64_t count;
+};
+
+struct program {
+    uint64_t key;
+    uint32_t mark_mask;
+    uint32_t mark_shift;
+    uint32_t rule_count;
+    uint32_t set_words;
+    const struct rule *rules;
+    const uint8_t *tables;
+    const uint64_t *sets;
+    struct ranges4 v4;
+    struct ranges6 v6;
+    uint64_t serial;
+    uint64_t size;
+    uint8_t *block;
+};
+
+struct decision {
+    uint64_t hash; /* 0 where a fixed decision was found */
+    uint32_t mark; /* the packet's mark with our bits replaced, or as it was */
+    uint32_t rule; /* UINT32_MAX: none */
+    uint16_t slot;
+    uint8_t decision; /* 0: none */
+};
+
+/* One thread adds, others may read. */
+struct tally {
+    uint64_t reasons[REASON_COUNT];
+    uint64_t decisions[PROGRAM_DECISIONS];
+    uint64_t rules[PROGRAM_MAX_RULES];
+};
+
+static inline void add_one(uint64_t *counter)
+{
+    __atomic_store_n(counter, __atomic_load_n(counter, __ATOMIC_RELAXED) + 1, __ATOMIC_RELAXED);
+}
+
+static inline void tally_add(struct tally *tally, enum reason reason,
+                             const struct decision *decision)
+{
+    add_one(&tally->reasons[reason]);
+    if (__builtin_expect(reason == REASON_DECIDED, 1)) {
+        add_one(&tally->decisions[decision->decision]);
+        add_one(&tally->rules[decision->rule]);
+    }
+}
+
+static inline const uint64_t *ranges4_find(const struct program *program, const uint8_t *address)
+{
+    const struct ranges4 *ranges = &program->v4;
+    uint32_t wanted = load_be32(address);
+    uint32_t low = ranges->index[wanted >> 16], high = ranges->index[(wanted >> 16) + 1];
+
+    while (low < high) {
+        uint32_t middle = low + (high - low + 1) / 2;
+        if (ranges->starts[middle] <= wanted)
+            low = middle;
+        else
+            high = middle - 1;
+    }
+    return program->sets + (uint64_t)ranges->sets[low] * program->set_words;
+}
+
+static inline int address6_not_after(struct address6 first, struct address6 second)
+{
+    return first.high < second.high || (first.high == second.high && first.low <= second.low);
+}
+
+static inline const uint64_t *ranges6_find(const struct program *program, const uint8_t *address)
+{
+    const struct ranges6 *ranges = &program->v6;
+    struct address6 wanted = {load_be64(address), load_be64(address + 8)};
+    uint32_t low = ranges->index[wanted.high >> 48], high = ranges->index[(wanted.high >> 48) + 1];
+
+    while (low < high) {
+        uint32_t middle = low + (high - low + 1) / 2;
+        if (address6_not_after(ranges->starts[middle], wanted))
+            low = middle;
+        else
+            high = middle - 1;
+    }
+    return program->sets + (uint64_t)ranges->sets[low] * program->set_words;
+}
+
+static inline int sets_meet(const struct program *program, const uint64_t *held, uint32_t wanted)
+{
+    const uint64_t *set = program->sets + (uint64_t)wanted * program->set_words;
+
+    for (uint32_t word = 0; word < program->set_words; word++)
+        if (held[word] & set[word])
+            return 1;
+    return 0;
+}
+
+/* Fills `decision` and returns REASON_DECIDED, or another reason with the mark left alone. */
+static inline enum reason program_decide(const struct program *program, const struct flow *flow,
+                                         uint32_t mark, struct decision *decision)
+{
+    const uint64_t *source = NULL, *destination = NULL;
+
+    decision->mark = mark;
+    decision->hash = 0;
+    decision->slot = 0;
+    decision->decision = 0;
+    for (uint32_t at = 0; at < program->rule_count; at++) {
+        const struct rule *rule = &program->rules[at];
+
+        if (rule->source | rule->destination) {
+            if (!source && flow->family == 4) {
+                source = ranges4_find(program, flow->key);
+                destination = ranges4_find(program, flow->key + 4);
+            } else if (!source) {
+                source = ranges6_find(program, flow->key);
+                destination = ranges6_find(program, flow->key + 16);
+            }
+            if (rule->source && !sets_meet(program, source, rule->source))
+                continue;
+            if (rule->destination && !sets_meet(program, destination, rule->destination))
+                continue;
+        }
+
+        decision->rule = at;
+        if (rule->decision) {
+            decision->decision = rule->decision;
+        } else {
+            uint32_t table = rule->tables[flow->family != 4];
+
+            if (table == PROGRAM_NO_TABLE)
+                return REASON_NO_LINKS;
+            decision->hash = flow_hash(flow, (enum fields)rule->fields, rule->symmetric,
+                                       program->key);
+            decision->slot = (uint16_t)(decision->hash >> 48);
+            decision->decision = program->tables[(uint64_t)table * PROGRAM_SLOTS + decision->slot];
+        }
+        decision->mark = (mark & ~program->mark_mask)
+                         | (uint32_t)decision->decision << program->mark_shift;
+        return REASON_DECIDED;
+    }
+    decision->rule = UINT32_MAX;
+    return REASON_NO_RULE;
+}
+
+static inline enum reason program_classify(const struct program *program, const uint8_t *at,
+                                           const uint8_t *end, uint32_t mark,
+                                           struct decision *decision)
+{
+    struct flow flow;
+    enum reason reason = packet_parse(at, end, &flow);
+
+    if (__builtin_expect(reason != REASON_DECIDED, 0)) {
+        *decision = (struct decision){.mark = mark, .rule = UINT32_MAX};
+        return reason;
+    }
+    return program_decide(program, &flow, mark, decision);
+}
+
+/* Packets lie one behind the other; packet i is [offsets[i], offsets[i + 1]). The offsets have
+ * been checked. Marks are read and replaced. Returns how many were decided. `wide` is a constant
+ * in both callers. */
+static inline __attribute__((always_inline)) uint64_t program_classify_all(
+    const struct program *program, const uint8_t *buffer, const void *offsets, int wide,
+    uint64_t count, uint32_t *marks, struct tally *tally)
+{
+    enum { AHEAD = 8 };
+    uint64_t decided = 0;
+
+#define OFFSET(at) (wide ? ((const uint64_t *)offsets)[at] : ((const uint32_t *)offsets)[at])
+    for (uint64_t at = 0; at < count; at++) {
+        struct decision decision;
+
+        __builtin_prefetch(buffer + OFFSET(at + AHEAD < count ? at + AHEAD : count - 1));
+        enum reason reason = program_classify(program, buffer + OFFSET(at),
+                                              buffer + OFFSET(at + 1), marks[at], &decision);
+        tally_add(tally, reason, &decision);
+        marks[at] = decision.mark;
+        decided += reason == REASON_DECIDED;
+    }
+#undef OFFSET
+    return decided;
+}
+
+static inline uint64_t program_classify_batch(const struct program *program, const uint8_t *buffer,
+                                              const void *offsets, int wide, uint64_t count,
+                                              uint32_t *marks, struct tally *tally)
+{
+    if (wide)
+        return program_classify_all(program, buffer, offsets, 1, count, marks, tally);
+    return program_classify_all(program, buffer, offsets, 0, count, marks, tally);
+}
+
+#endif

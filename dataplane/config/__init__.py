@@ -1,0 +1,1 @@
+"""What the operator wrote. Pure: no machine, no network."""

@@ -1,0 +1,60 @@
+"""The names of all keys, table by table: those of this version, and those of later ones."""
+
+from __future__ import annotations
+
+TOP = (
+    "lan",
+    "key",
+    "mark_mask",
+    "exempt_marks",
+    "ipv6",
+    "own_traffic",
+    "on_stop",
+    "state_dir",
+    "control_socket",
+    "control_group",
+    "queue",
+    "link",
+    "balance",
+    "log",
+)
+QUEUE = ("number", "workers", "engine", "mode", "length", "copy_bytes", "spin_us")
+LINK = (
+    "interface",
+    "gateway",
+    "gateway6",
+    "capacity",
+    "download",
+    "upload",
+    "share",
+    "metered",
+    "nat",
+    "address",
+    "mss",
+)
+BALANCE = ("method", "fields", "symmetric", "links")
+LOG = ("level",)
+
+TOP_LATER = ("on_change", "probe", "group", "list", "rule", "announce", "ospf", "metrics", "page")
+LINK_LATER = ("resolvers", "probes", "probe", "failback", "bgp")
+BALANCE_LATER = ("sticky", "sticky_time", "full", "margin_ms", "failback")
+LOG_LATER = ("format",)
+
+METHODS_LATER = (
+    "nth",
+    "random",
+    "ecmp",
+    "failover",
+    "overflow",
+    "least-used",
+    "lowest-latency",
+)
+
+# Where a key belongs that stands in the wrong table; TOML gives all that follows a header to it.
+HOME = {
+    **dict.fromkeys(LINK, "in [link.NAME]"),
+    **dict.fromkeys(LOG, "in [log]"),
+    **dict.fromkeys(BALANCE, "in [balance]"),
+    **dict.fromkeys(QUEUE, "in [queue]"),
+    **dict.fromkeys(TOP, "at the top of the file, before the first table"),
+}

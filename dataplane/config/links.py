@@ -1,0 +1,193 @@
+"""The tables [link.NAME] → links, each judged by itself and then all together."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
+
+from dataplane.config import keys, units
+from dataplane.config.model import AUTO, Auto, Link, Nat
+from dataplane.config.tables import Table
+from dataplane.config.units import show
+
+_GATEWAY = 'an IPv4 address or "auto"'
+_GATEWAY6 = 'an IPv6 address or "auto"'
+_ADDRESSES = (IPv4Address, IPv6Address)
+_ADDRESS = "an IPv4 or IPv6 address or an IPv6 prefix"
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """A link made of what is right in its table, and the table, where faults are reported."""
+
+    link: Link
+    table: Table
+
+
+def read_links(tables: Table, lan: Collection[str], most: int | None) -> tuple[Link, ...]:
+    """All links, in the order of the file; `most` is how many the mark mask can tell apart."""
+    if tables.demanding and not tables.names():
+        tables.fault_here("missing: expected at least one [link.NAME] with interface and capacity")
+    readings = []
+    for name in tables.names():
+        table = tables.table(name)
+        readings.append(_Reading(_read_link(name, table, lan), table))
+    _judge_names(tables)
+    _judge_number(tables, most)
+    _judge_shares(readings)
+    _judge_interfaces(readings)
+    _judge_prefixes(readings)
+    return tuple(reading.link for reading in readings)
+
+
+def _read_link(name: str, table: Table, lan: Collection[str]) -> Link:
+    table.refuse_others(keys.LINK, keys.LINK_LATER)
+    table.demand("interface", "the interface of this uplink")
+    interface = table.take("interface", units.interface, "")
+    if interface and interface in lan:
+        table.fault("interface", f"expected an interface that is not in lan, got {show(interface)}")
+    capacity_bps = table.take("capacity", units.rate, None)
+    nat = table.take("nat", units.member(Nat), Nat.MASQUERADE)
+    address, address6, prefix6 = _read_addresses(table, nat)
+    return Link(
+        name=name,
+        interface=interface,
+        gateway=table.take("gateway", _gateway, None),
+        gateway6=table.take("gateway6", _gateway6, AUTO),
+        download_bps=table.take("download", units.rate, capacity_bps),
+        upload_bps=table.take("upload", units.rate, capacity_bps),
+        share=table.take("share", units.share, None),
+        metered=table.take("metered", units.flag, False),
+        nat=nat,
+        snat_address=address,
+        snat_address6=address6,
+        prefix6=prefix6,
+        mss=table.take("mss", units.integer(536, 65495), None),
+    )
+
+
+def _gateway(value: object) -> IPv4Address | Auto:
+    return AUTO if value == AUTO else units.ipv4(_GATEWAY, value)
+
+
+def _gateway6(value: object) -> IPv6Address | Auto:
+    return AUTO if value == AUTO else units.ipv6(_GATEWAY6, value)
+
+
+def _address(value: object) -> IPv4Address | IPv6Address | IPv6Network:
+    if isinstance(value, str) and "/" in value:
+        return units.provider_prefix(value)
+    if isinstance(value, str) and ":" in value:
+        return units.ipv6(_ADDRESS, value)
+    return units.ipv4(_ADDRESS, value)
+
+
+def _read_addresses(
+    table: Table, nat: Nat
+) -> tuple[IPv4Address | None, IPv6Address | None, IPv6Network | None]:
+    """What `address` says: at most one address of each family and one prefix."""
+    address, address6, prefix6 = None, None, None
+    taken = table.take_all("address", "addresses", _address, alone=True)
+    for index, value in taken:
+        again = False
+        match value:
+            case IPv4Address():
+                again, address = address is not None, value
+            case IPv6Address():
+                again, address6 = address6 is not None, value
+            case IPv6Network():
+                again, prefix6 = prefix6 is not None, value
+        if again:
+            table.fault("address", f"expected one of each kind, got {value} too", index)
+        elif nat is not Nat.SNAT and not isinstance(value, IPv6Network):
+            table.fault(
+                "address", f'expected nat = "snat" beside it, else {value} has no use', index
+            )
+    if table.demanding and (taken or "address" not in table):
+        if nat is Nat.SNAT and address is None and address6 is None:
+            table.fault("address", 'missing: nat = "snat" needs an IPv4 or IPv6 address')
+        if nat is Nat.PREFIX and prefix6 is None:
+            table.fault("address", f'missing: nat = "prefix" needs {units.PREFIX}')
+    return address, address6, prefix6
+
+
+def _judge_names(tables: Table) -> None:
+    """Each name by itself, and names that differ in case only: they read alike in every output."""
+    seen: dict[str, str] = {}
+    for name in tables.names():
+        try:
+            units.link_name(name)
+        except ValueError as error:
+            tables.fault(name, str(error))
+        other = seen.setdefault(name.lower(), name)
+        if other != name:
+            tables.fault(name, f"expected more than a difference in case to link {other}")
+
+
+def _judge_number(tables: Table, most: int | None) -> None:
+    count = len(tables.names())
+    if most is not None and count > most:
+        beyond = tables.names()[most]
+        tables.fault(beyond, f"expected at most {most} links, as mark_mask can tell, got {count}")
+
+
+def _judge_shares(readings: Sequence[_Reading]) -> None:
+    """A share is a part of the sum of shares, a rate one of the sum of rates: they do not mix."""
+    with_share = next((reading.link.name for reading in readings if "share" in reading.table), None)
+    for reading in readings:
+        table = reading.table
+        for key in ("download", "upload"):
+            if "capacity" in table and key in table:
+                table.fault(key, f"expected capacity or {key}, got both")
+        if "share" in table:
+            continue
+        if with_share is not None:
+            table.demand("share", f"a share, since link {with_share} has one")
+        elif "download" not in table:
+            table.demand("capacity", "capacity, or download, or share")
+
+
+def _judge_interfaces(readings: Sequence[_Reading]) -> None:
+    """Links that share an interface are told apart by their gateways' addresses alone."""
+    by_interface: dict[str, list[_Reading]] = {}
+    for reading in readings:
+        if reading.link.interface:
+            by_interface.setdefault(reading.link.interface, []).append(reading)
+    for interface, sharers in by_interface.items():
+        seen: dict[IPv4Address | IPv6Address, str] = {}
+        for reading in sharers if len(sharers) > 1 else ():
+            link, table = reading.link, reading.table
+            gateways = {"gateway": link.gateway, "gateway6": link.gateway6}
+            known = {key: value for key, value in gateways.items() if isinstance(value, _ADDRESSES)}
+            for key, gateway in known.items():
+                if gateway in seen:
+                    table.fault(
+                        key,
+                        f"expected another gateway than that of link {seen[gateway]}, which is "
+                        f"on {interface} too, got {gateway}",
+                    )
+                seen.setdefault(gateway, link.name)
+            if not known:
+                key = "gateway" if "gateway" in table else "interface"
+                others = [other.link.name for other in sharers if other is not reading]
+                table.fault(
+                    key,
+                    f"expected the address of a gateway, since link {others[0]} is on {interface} "
+                    "too",
+                )
+
+
+def _judge_prefixes(readings: Sequence[_Reading]) -> None:
+    """A source inside a provider's prefix is pinned to that provider, so it can be in one only."""
+    seen: list[Link] = []
+    for reading in readings:
+        prefix = reading.link.prefix6
+        if prefix is None:
+            continue
+        for other in seen:
+            if other.prefix6 is not None and other.prefix6.overlaps(prefix):
+                reading.table.fault(
+                    "address", f"expected a prefix apart from link {other.name}'s, got {prefix}"
+                )
+        seen.append(reading.link)

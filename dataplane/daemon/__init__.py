@@ -1,0 +1,1 @@
+"""The only event loop: applies plans, serves the queues, answers the control socket."""

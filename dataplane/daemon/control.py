@@ -1,0 +1,163 @@
+"""The control socket: one JSON object a line in each direction. Every message is hostile.
+
+A request is {"ask": NAME, …}; the answer {"ok": true, "answer": …} or {"ok": false, "error": …}.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import grp
+import os
+import socket
+import stat
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from dataplane.errors import DaemonError, Error, MachineError
+
+# A thousand flows a request, with room for the longest addresses.
+LONGEST_REQUEST = 256 * 1024
+MOST_FLOWS = 1024
+# An answer to a thousand flows takes about a megabyte.
+LONGEST_ANSWER = 16 * 1024 * 1024
+IDLE_TIMEOUT_S = 30.0
+
+
+class Status(msgspec.Struct, tag="status", tag_field="ask", forbid_unknown_fields=True):
+    """Links, shares, rates, queue, faults."""
+
+
+class Explain(msgspec.Struct, tag="explain", tag_field="ask", forbid_unknown_fields=True):
+    """The decision for flows, each a list of words as `parse_flow` takes them."""
+
+    flows: list[list[str]]
+    dead: list[str] = []
+
+
+class Reload(msgspec.Struct, tag="reload", tag_field="ask", forbid_unknown_fields=True):
+    """Read the file again."""
+
+
+class Stop(msgspec.Struct, tag="stop", tag_field="ask", forbid_unknown_fields=True):
+    """End the daemon; with `undo`, remove all that is ours first."""
+
+    undo: bool = False
+
+
+Request = Status | Explain | Reload | Stop
+Handler = Callable[[Request], Awaitable[Any]]
+
+
+class ControlServer:
+    """Listens on a Unix socket that only root, and the configured group, may open."""
+
+    def __init__(self, path: Path, group: str | None, handler: Handler) -> None:
+        self._path = path
+        self._group = group
+        self._handler = handler
+        self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Binds and listens. MachineError if the path or the group cannot be used."""
+        try:
+            group_id = grp.getgrnam(self._group).gr_gid if self._group else -1
+        except KeyError:
+            raise MachineError(f"control_group: there is no group {self._group}") from None
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            self._clear()
+            mask = os.umask(0o177)
+            try:
+                listening.bind(str(self._path))
+            finally:
+                os.umask(mask)
+            if group_id >= 0:
+                os.chown(self._path, -1, group_id)
+                self._path.chmod(0o660)
+        except OSError as refusal:
+            listening.close()
+            raise MachineError(f"control_socket {self._path}: {refusal.strerror}") from refusal
+        self._server = await asyncio.start_unix_server(
+            self._serve, sock=listening, limit=LONGEST_REQUEST
+        )
+
+    def _clear(self) -> None:
+        """Removes a dead daemon's socket. That no living one has it, the state lock has said."""
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISSOCK(self._path.stat().st_mode):
+                raise MachineError(f"control_socket {self._path}: is there and is no socket")
+            self._path.unlink()
+
+    async def close(self) -> None:
+        if self._server:
+            self._server.close()
+            self._path.unlink(missing_ok=True)
+        for connection in self._connections:
+            connection.cancel()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None, "streams call back within a task"
+        self._connections.add(task)
+        try:
+            while True:
+                line = await asyncio.wait_for(reader.readline(), IDLE_TIMEOUT_S)
+                if not line:
+                    return
+                writer.write(msgspec.json.encode(await self._answer(line)) + b"\n")
+                await asyncio.wait_for(writer.drain(), IDLE_TIMEOUT_S)
+        except (ValueError, TimeoutError, ConnectionError, asyncio.CancelledError):
+            # Too long a line, a silent or a vanished peer: nothing is owed to it.
+            return
+        finally:
+            self._connections.discard(task)
+            writer.close()
+
+    async def _answer(self, line: bytes) -> dict[str, Any]:
+        try:
+            request: Request = msgspec.json.decode(line, type=Request)
+            if isinstance(request, Explain) and len(request.flows) > MOST_FLOWS:
+                raise DaemonError(f"expected at most {MOST_FLOWS} flows, got {len(request.flows)}")
+            return {"ok": True, "answer": await self._handler(request)}
+        except (msgspec.DecodeError, RecursionError) as fault:
+            return {"ok": False, "error": f"not a request: {fault}"}
+        except Error as fault:
+            return {"ok": False, "error": str(fault)}
+
+
+class NoDaemonError(DaemonError):
+    """Nobody listens on the control socket."""
+
+
+def ask(path: Path, request: Request, timeout_s: float = 30.0) -> Any:
+    """Sends one request and returns its answer. DaemonError if it is refused or not answered."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(timeout_s)
+        try:
+            connection.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            raise NoDaemonError(
+                f"no daemon listens on {path}; start one with `evenlink run`"
+            ) from None
+        except OSError as refusal:
+            raise DaemonError(f"{path}: {refusal.strerror or refusal}") from refusal
+        try:
+            connection.sendall(msgspec.json.encode(request) + b"\n")
+            data = bytearray()
+            while not data.endswith(b"\n"):
+                piece = connection.recv(1 << 16)
+                if not piece or len(data) > LONGEST_ANSWER:
+                    raise DaemonError(f"{path}: the daemon hung up without an answer")
+                data += piece
+        except OSError as refusal:
+            raise DaemonError(f"{path}: {refusal.strerror or refusal}") from refusal
+    answer = msgspec.json.decode(bytes(data))
+    if not answer["ok"]:
+        raise DaemonError(answer["error"])
+    return answer["answer"]

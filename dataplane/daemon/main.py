@@ -1,0 +1,163 @@
+"""The daemon: one event loop that wires the router, the control socket and the signals."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dataplane.config.load import read_file
+from dataplane.config.model import Config
+from dataplane.daemon.control import ControlServer, Explain, Reload, Request, Status, Stop
+from dataplane.daemon.router import Router
+from dataplane.errors import Error
+from dataplane.system.netlink import ChangeListener
+
+log = logging.getLogger("evenlink")
+
+Answer = TypeVar("Answer")
+
+# Changes come in flocks; one look serves the flock.
+SETTLE_S = 0.05
+# Two tools that undo each other must not keep a core busy.
+LOOK_PAUSE_S = 0.2
+# iptables-legacy and the like tell nobody: so look without being told, too.
+LOOK_EVERY_S = 10.0
+SAMPLE_EVERY_S = 2.0
+
+
+def run(path: Path) -> int:
+    """Reads the file, applies it and serves until a signal ends it. Returns the exit status."""
+    config = read_file(path)
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=config.log_level.upper(),
+        format="%(asctime)s evenlink %(levelname)s: %(message)s",
+    )
+    return asyncio.run(_Daemon(path, config).serve())
+
+
+class _Daemon:
+    """Signals, socket and netlink events on the event loop; the router on one thread beside it.
+
+    The router blocks while it talks to the kernel, and pyroute2's synchronous calls may not run on
+    a thread that has an event loop. One thread serves all of its calls, so they never overlap.
+    """
+
+    def __init__(self, path: Path, config: Config) -> None:
+        self._path = path
+        self._router = Router(config)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="router")
+        self._changed = asyncio.Event()
+        self._ending: asyncio.Future[bool] | None = None
+        self._stopped = False
+
+    async def _call(self, what: Callable[..., Answer], *arguments: Any) -> Answer:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, what, *arguments)
+
+    async def serve(self) -> int:
+        loop = asyncio.get_running_loop()
+        self._ending = loop.create_future()
+        # Before anything is applied: a signal that comes meanwhile must not leave half of it.
+        loop.add_signal_handler(signal.SIGTERM, self._end, None)
+        loop.add_signal_handler(signal.SIGINT, self._end, True)
+        loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(self._reload_by_signal()))
+        listener = ChangeListener()
+        await self._call(self._router.start)
+        control = ControlServer(
+            self._router.config.control_socket, self._router.config.control_group, self._answer
+        )
+        tasks: list[asyncio.Task[None]] = []
+        undo = True
+        try:
+            await control.start()
+            for one in listener.sockets:
+                loop.add_reader(one, self._told, listener, one)
+            tasks = [loop.create_task(self._follow()), loop.create_task(self._sample())]
+            self._say_ready()
+            undo = await self._ending
+        finally:
+            for task in tasks:
+                task.cancel()
+            for one in listener.sockets:
+                loop.remove_reader(one)
+            listener.close()
+            if not self._stopped:
+                await self._call(self._router.stop, undo)
+            await control.close()
+            self._thread.shutdown()
+        log.info("stopped; %s", "all undone" if undo else "the kernel goes on serving")
+        return 0
+
+    def _say_ready(self) -> None:
+        config = self._router.config
+        states = self._router.wish.states.values()
+        log.info(
+            "ready: %d of %d links up, queue %d, control socket %s",
+            sum(state.alive for state in states),
+            len(config.links),
+            config.queue.number,
+            config.control_socket,
+        )
+
+    def _end(self, undo: bool | None) -> None:
+        assert self._ending is not None, "made before the handlers that call this"
+        if not self._ending.done():
+            by_file = self._router.config.on_stop == "undo"
+            self._ending.set_result(by_file if undo is None else undo)
+
+    def _told(self, listener: ChangeListener, one: socket.socket) -> None:
+        if listener.drain(one):
+            self._changed.set()
+
+    async def _follow(self) -> None:
+        """Looks at the machine when something changed, and once in a while without being told."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), LOOK_EVERY_S)
+                await asyncio.sleep(SETTLE_S)
+            self._changed.clear()
+            try:
+                await self._call(self._router.refresh)
+            except Error as fault:
+                log.error("%s", fault)
+            await asyncio.sleep(LOOK_PAUSE_S)
+
+    async def _sample(self) -> None:
+        while True:
+            await self._call(self._router.sample)
+            await asyncio.sleep(SAMPLE_EVERY_S)
+
+    async def _reload_by_signal(self) -> None:
+        try:
+            await self._reload()
+        except Error as fault:
+            log.error("reload refused, the old file stays in force: %s", fault)
+
+    async def _reload(self) -> None:
+        config = read_file(self._path)
+        await self._call(self._router.reload, config)
+        logging.getLogger().setLevel(config.log_level.upper())
+        log.info("reloaded %s", self._path)
+
+    async def _answer(self, request: Request) -> Any:
+        match request:
+            case Status():
+                return await self._call(self._router.status)
+            case Explain(flows, dead):
+                return await self._call(self._router.explain, flows, dead)
+            case Reload():
+                await self._reload()
+                return {}
+            case Stop(undo):
+                self._stopped = True
+                await self._call(self._router.stop, undo)
+                self._end(undo)
+                return {}

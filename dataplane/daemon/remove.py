@@ -1,0 +1,53 @@
+"""`down`: removal without a daemon, and without anything remembered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dataplane.daemon.apply import Step, observe, perform, removal
+from dataplane.daemon.control import NoDaemonError, Stop, ask
+from dataplane.decide.facts import FAMILIES
+from dataplane.errors import MachineError
+from dataplane.system import capabilities, iptables
+from dataplane.system.netlink import Netlink
+from dataplane.system.state import State, StateDirectory
+
+
+def remove(state_dir: Path, control_socket: Path) -> list[str]:
+    """Stops the daemon, if there is one, and removes all that is ours. Returns what was done.
+
+    Settings are put back as far as the state directory knows what they were.
+    """
+    lacking = capabilities.missing()
+    if lacking:
+        raise MachineError(f"{' and '.join(lacking)} missing: run as root")
+    done = []
+    try:
+        ask(control_socket, Stop(undo=True))
+        done.append("the daemon stopped and undid what it had done")
+    except NoDaemonError:
+        pass
+    directory = StateDirectory(state_dir)
+    holder = directory.holder()
+    if holder and not done:
+        raise MachineError(
+            f"process {holder} holds {state_dir} but does not answer on {control_socket}; "
+            "end it first"
+        )
+    try:
+        state = directory.load()
+    except MachineError as fault:
+        done.append(f"{fault}: settings stay as they are")
+        state = State()
+    netlink = Netlink()
+    try:
+        steps: list[Step] = removal(observe(netlink, ()), state.sysctls)
+        perform(steps, netlink)
+    finally:
+        netlink.close()
+    done += [step.line.splitlines()[0] for step in steps]
+    for family in FAMILIES:
+        if family not in state.mangle_before:
+            iptables.delete_empty_mangle(family)
+    directory.remove()
+    return done

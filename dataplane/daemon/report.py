@@ -1,0 +1,110 @@
+"""What `status` answers, gathered from the wish in force, the workers and the kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from dataplane.daemon.engine import QueueEngine
+from dataplane.decide.balance import weights
+from dataplane.decide.facts import FAMILIES
+from dataplane.decide.marks import Marks
+from dataplane.decide.ruleset import FALLBACK_COUNTER, WRONG_SOURCE_COUNTER
+from dataplane.decide.wish import Wish
+from dataplane.system import conntrack, nft
+
+
+class RateMeter:
+    """Rates from two readings of the interface counters."""
+
+    def __init__(self) -> None:
+        self._readings: list[tuple[float, dict[str, tuple[int, int]]]] = []
+
+    def sample(self, now_s: float, counters: dict[str, tuple[int, int]]) -> None:
+        """Takes a reading: interface -> bytes received and sent."""
+        self._readings = [*self._readings[-1:], (now_s, counters)]
+
+    def bits_per_second(self, interface: str) -> tuple[int, int]:
+        """Received and sent between the last two readings; 0 until there are two."""
+        if len(self._readings) < 2:
+            return 0, 0
+        (first_s, first), (last_s, last) = self._readings
+        if interface not in first or interface not in last or last_s <= first_s:
+            return 0, 0
+        received, sent = (
+            max(0, round((after - before) * 8 / (last_s - first_s)))
+            for before, after in zip(first[interface], last[interface], strict=True)
+        )
+        return received, sent
+
+
+def status_report(
+    wish: Wish,
+    since: Mapping[str, float],
+    engine: QueueEngine,
+    rates: RateMeter,
+    mended: int,
+) -> dict[str, Any]:
+    """The keys of contract.md's `status`, and a few more."""
+    marks = Marks(wish.config.mark_mask)
+    wanted = weights(wish.config)
+    total = sum(wanted.values())
+    held = {family: table.shares() for family, table in wish.tables.items()}
+    links = []
+    for link in wish.config.links:
+        state = wish.states[link.name]
+        received, sent = rates.bits_per_second(link.interface)
+        shares = {family: held[family].get(link.name, 0.0) for family in held}
+        links.append(
+            {
+                "name": link.name,
+                "interface": link.interface,
+                "state": "up" if state.alive else "down",
+                "since": datetime.fromtimestamp(since[link.name], UTC).isoformat("T", "seconds"),
+                "why": state.why,
+                "share_wanted": float(wanted.get(link.name, 0) / total),
+                "share_slots": shares.get(4, shares.get(6, 0.0)),
+                "share_slots_ipv6": shares.get(6, 0.0),
+                "carries": [f"ipv{family}" for family in FAMILIES if state.way(family).alive],
+                "connections": conntrack.count(marks.mark(wish.ids[link.name]), marks.mask),
+                "rx_bps": received,
+                "tx_bps": sent,
+                "targets": [],
+            }
+        )
+    counted = engine.counters()
+    kernel = nft.counters()
+    return {
+        "links": links,
+        "queue": {
+            "packets": counted["packets"],
+            "dropped": counted["kernel_dropped"],
+            "errors": counted["verdict_errors"] + counted["recv_errors"] + counted["enobufs"],
+            "fallback": kernel.get(FALLBACK_COUNTER, 0),
+            "waiting": counted["waiting"],
+            "refused": counted["refused"],
+            "decisions": {
+                link.name: counted["decisions"].get(wish.ids[link.name], 0)
+                for link in wish.config.links
+            },
+            "reasons": counted["reasons"],
+            "granted": {str(number): one for number, one in engine.granted().items()},
+        },
+        "wrong_source": kernel.get(WRONG_SOURCE_COUNTER, 0),
+        "mended": mended,
+        "faults": _faults(wish, engine, kernel),
+    }
+
+
+def _faults(wish: Wish, engine: QueueEngine, kernel: Mapping[str, int]) -> list[str]:
+    found = [
+        f"link {name} is down: {state.why}"
+        for name, state in wish.states.items()
+        if not state.alive
+    ]
+    if not engine.alive():
+        found.append("a queue worker has stopped; the kernel settles new connections by itself")
+    if not kernel:
+        found.append("the nft table cannot be read")
+    return found

@@ -1,0 +1,52 @@
+"""Does this file fit this machine? What does not is said in words before anything is touched."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address
+
+from dataplane.config.model import Config, Link
+from dataplane.decide.facts import Facts, InterfaceFacts
+
+
+def misfits(config: Config, facts: Facts) -> list[str]:
+    """Everything on the machine that stands against the file; empty when it fits."""
+    found = []
+    for name in config.lan:
+        if facts.interface(name) is None:
+            found.append(f"lan: interface {name} does not exist on this machine")
+    for link in config.links:
+        interface = facts.interface(link.interface)
+        if interface is None:
+            found.append(
+                f"link.{link.name}.interface: {link.interface} does not exist on this machine"
+            )
+        else:
+            found += _gateways(link, interface)
+    for priority, mark, mask in facts.foreign_marks:
+        if mask & config.mark_mask and mask != 0xFFFFFFFF:
+            found.append(
+                f"mark_mask: {config.mark_mask:#010x} overlaps the mark {mark:#x}/{mask:#x} of "
+                f"another program's rule (ip rule priority {priority}); choose other bits"
+            )
+    return found
+
+
+def _gateways(link: Link, interface: InterfaceFacts) -> list[str]:
+    found = []
+    for key, gateway in (("gateway", link.gateway), ("gateway6", link.gateway6)):
+        if not isinstance(gateway, IPv4Address | IPv6Address) or gateway.is_link_local:
+            continue
+        networks = [
+            address.network
+            for address in interface.addresses
+            if address.version == gateway.version
+        ]
+        if not networks or interface.point_to_point:
+            continue
+        if not any(gateway in network for network in networks):
+            known = ", ".join(str(network) for network in networks)
+            found.append(
+                f"link.{link.name}.{key}: {gateway} is not in a network of {interface.name} "
+                f"({known})"
+            )
+    return found

@@ -1,0 +1,58 @@
+"""What the operator wants, given the machine as it is: one value from which all else follows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dataplane.config.model import Config
+from dataplane.decide.balance import family_tables, home_table, program_block
+from dataplane.decide.facts import Facts, Family
+from dataplane.decide.liveness import LinkState, link_states
+from dataplane.decide.marks import number_links
+from dataplane.decide.plan import Plan, make_plan
+from dataplane.decide.slots import SlotTable
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A file, the link numbers and the home table that go with it, and how the links are now.
+
+    `tables` are the slots by family, with dead links' slots lent to the living.
+    """
+
+    config: Config
+    ids: Mapping[str, int]
+    home: SlotTable
+    key: int
+    facts: Facts
+    states: Mapping[str, LinkState]
+    tables: Mapping[Family, SlotTable]
+
+    def plan(self) -> Plan:
+        """What the kernel should hold."""
+        return make_plan(self.config, self.ids, self.facts, self.states, self.tables, self.key)
+
+    def program(self) -> bytes:
+        """What the queue workers should run."""
+        return program_block(self.config, self.ids, self.tables, self.key)
+
+
+def make_wish(
+    config: Config,
+    facts: Facts,
+    key: int,
+    known_ids: Mapping[str, int],
+    running: SlotTable | None,
+    states: Mapping[str, LinkState] | None = None,
+) -> Wish:
+    """The wish for this file on this machine.
+
+    `known_ids` and `running` are what an earlier start or file left: numbers stay, and the home
+    table moves as little as the file demands. `states` are judged from the facts if not given.
+    """
+    if states is None:
+        states = link_states(config, facts)
+    home = home_table(config, running)
+    ids = number_links([link.name for link in config.links], known_ids)
+    return Wish(config, ids, home, key, facts, states, family_tables(config, home, states))

@@ -1,0 +1,181 @@
+"""The compiled extension: packets to decisions, and the queue's loop. Sources in cext/."""
+
+from collections.abc import Callable
+from typing import NamedTuple, TypedDict
+
+from netfilterqueue import NetfilterQueue, Packet
+from typing_extensions import Buffer
+
+REASONS: tuple[str, ...]
+"""Every named reason, "decided" first; the others say why there was no decision."""
+
+MOST_COPY_BYTES: int
+"""NetfilterQueue copies no more of a packet than this."""
+
+class Decision(NamedTuple):
+    """What was read from a packet, and what follows from it.
+
+    `reason` is "decided" or why not; `decision` 0 and `mark` unchanged then. `rule` counts from
+    0, -1 is none. `hash` and `slot` are 0 where the rule names a fixed decision. Addresses are 4
+    or 16 bytes in network order, empty where the packet could not be read.
+    """
+
+    reason: str
+    decision: int
+    mark: int
+    rule: int
+    hash: int
+    slot: int
+    source: bytes
+    destination: bytes
+    protocol: int
+    source_port: int
+    destination_port: int
+    fragment: bool
+
+class Program:
+    """A compiled policy, immutable. ValueError says what is wrong with the block."""
+
+    def __init__(self, block: Buffer) -> None: ...
+    @property
+    def serial(self) -> int:
+        """Unique in this process; later programs have higher ones."""
+    @property
+    def size(self) -> int:
+        """Bytes of the block."""
+    @property
+    def rules(self) -> int:
+        """How many rules it has."""
+
+class Classifier:
+    """Decides packets by one program, without I/O."""
+
+    def __init__(self, program: Program) -> None: ...
+    @property
+    def program(self) -> Program: ...
+    def swap(self, program: Program) -> None:
+        """Decide by another program from the next call on."""
+    def classify(self, packet: Buffer, mark: int = 0) -> Decision:
+        """Decide the IPv4 or IPv6 packet that begins with the buffer's first byte."""
+    def classify_flow(
+        self,
+        source: Buffer,
+        destination: Buffer,
+        protocol: int,
+        source_port: int = 0,
+        destination_port: int = 0,
+        mark: int = 0,
+    ) -> Decision:
+        """Decide what a packet of that flow would get. Addresses: 4 or 16 bytes both, ValueError
+        else. Ports of protocols that have none are ignored."""
+    def mark(self, packet: Buffer, mark: int) -> int:
+        """Only the new mark; the old one where there is no decision."""
+    def classify_batch(self, buffer: Buffer, offsets: Buffer, marks: Buffer) -> int:
+        """Decide n packets that lie one behind the other, without the GIL.
+
+        `offsets`: n + 1 unsigned 32-bit or 64-bit numbers, packet i is [offsets[i], offsets[i+1]).
+        `marks`: n unsigned 32-bit numbers, replaced in place. Returns how many were decided;
+        ValueError, and nothing done, where offsets fall or leave the buffer.
+        """
+    def reasons(self) -> dict[str, int]:
+        """How often each reason was found since the classifier was made."""
+    def counters(self) -> DecisionCounters:
+        """The same with decisions and rules; exact while one thread classifies at a time."""
+
+class Granted(TypedDict):
+    """What the kernel gave. `length` in packets; `flags`: "fail-open", "gso" or fewer;
+    `socket_buffer_bytes` as the kernel counts it, which is twice what was asked for."""
+
+    length: int
+    copy_bytes: int
+    socket_buffer_bytes: int
+    flags: tuple[str, ...]
+
+class DecisionCounters(TypedDict):
+    """By reason, by decision value, by rule from 0; the last two hold only what occurred."""
+
+    reasons: dict[str, int]
+    decisions: dict[int, int]
+    rules: dict[int, int]
+
+class Counters(DecisionCounters):
+    """Counts since the queue was bound.
+
+    `verdict_errors` are verdicts that the kernel
+    answered with an error. `enobufs` counts the times that the socket said it had overflowed,
+    `refused` the messages it had no room for. `foreign_messages` did not come from the kernel.
+    """
+
+    packets: int
+    batches: int
+    verdict_errors: int
+    verdict_errors_by_errno: dict[str, int]
+    enobufs: int
+    refused: int
+    recv_errors: int
+    send_retries: int
+    unknown_messages: int
+    foreign_messages: int
+
+class QueueWorker:
+    """One NFQUEUE, served by one thread in batches without the GIL.
+
+    Binds in the constructor; OSError EBUSY: the queue is another's, EPERM: no CAP_NET_ADMIN. Until
+    `run` and after `stop` packets pass without a decision where the kernel granted fail-open.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        program: Program,
+        *,
+        length: int = 8192,
+        copy_bytes: int = 128,
+        socket_buffer_bytes: int = ...,
+        spin_us: int = 0,
+    ) -> None: ...
+    @property
+    def number(self) -> int: ...
+    def granted(self) -> Granted: ...
+    def run(self) -> None:
+        """Serve until `stop`; OSError if the socket fails."""
+    def stop(self) -> None:
+        """From any thread: `run` answers what waits and returns. Before `run`: it returns at
+        once."""
+    def close(self) -> None:
+        """Unbind; packets that still wait are dropped by the kernel. RuntimeError while served."""
+    def swap(self, program: Program) -> None:
+        """Decide by another program from the next batch on. The old one is kept until passed."""
+    def passed(self, serial: int) -> bool:
+        """No verdict older than the swap of that program is still to come. True also when idle
+        or stopped. ValueError: it was never swapped in."""
+    def counters(self) -> Counters: ...
+
+def bind_queue(
+    number: int,
+    callback: Callable[[Packet], None],
+    *,
+    length: int,
+    copy_bytes: int,
+    socket_buffer_bytes: int,
+) -> tuple[NetfilterQueue, Granted]:
+    """Open and bind a queue with NetfilterQueue and ask for its flags; OSError as QueueWorker."""
+
+def set_queue_length(fd: int, number: int, length: int) -> None:
+    """How many packets may wait; 0 with fail-open lets all pass. OSError."""
+
+def socket_refused(fd: int) -> int:
+    """How many messages the socket had no room for."""
+
+class KernelQueue(TypedDict):
+    """A line of the kernel's list: who has bound the queue (netlink port), how many packets wait,
+    how many found the queue (`dropped`) or the socket (`user_dropped`) full, the last id."""
+
+    owner: int
+    waiting: int
+    dropped: int
+    user_dropped: int
+    sequence: int
+
+def kernel_queues() -> dict[int, KernelQueue]:
+    """The bound queues of this thread's network namespace, by number."""

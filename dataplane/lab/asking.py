@@ -1,0 +1,266 @@
+"""The lab's clients: `python -m dataplane.lab.asking`, many connections in one process.
+
+The order comes on standard input as JSON, see `traffic.order`; on standard output go lines of
+JSON, one an event:
+
+    {"event": "progress", "at_s": …, "open": 12, "failed": 0, "received": bytes so far}
+    {"event": "open"}      all early connections have exchanged data; the load begins
+    {"event": "closing"}   the load ends; each connection exchanges once more and is closed
+    {"event": "done", "failures": {"17": "why"}, "received": …}
+
+A heavy connection always has two requests on the way. The others ask now and then, and stay
+open from their first exchange to the last: one that breaks in between has failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import sys
+import time
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from dataplane.lab import exchange
+
+_PATIENCE_S = 30.0
+_UDP_TRIES = 12
+_UDP_WAIT_S = 1.5
+_RAMP_A_SECOND = 500
+_PROGRESS_S = 0.25
+
+
+class FailedError(Exception):
+    """Why a connection did not do what it should."""
+
+
+@dataclass(slots=True)
+class _Run:
+    """What all connections share."""
+
+    light_bytes: int
+    chunk_bytes: int
+    receive_buffer: int
+    light_interval_s: float
+    load_s: float
+    began: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    received: int = 0
+    open: int = 0
+    failures: dict[int, str] = field(default_factory=dict)
+
+    async def pause(self, seconds: float) -> None:
+        """Waits that long, or less if the load ends."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.ended.wait(), seconds)
+
+
+class _Stream(asyncio.Protocol):
+    """A TCP connection: requests answered in order, each answer's length and number checked."""
+
+    def __init__(self, run: _Run, number: int) -> None:
+        self._run = run
+        self._number = number
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._head = b""
+        self._left = 0
+        self._broken: str | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._run.received += len(data)
+        while data:
+            if self._left == 0:
+                need = exchange.ANSWER_HEADER_BYTES - len(self._head)
+                self._head, data = self._head + data[:need], data[need:]
+                if len(self._head) < exchange.ANSWER_HEADER_BYTES:
+                    return
+                if not self._waiting or not exchange.answers(self._head, self._number):
+                    self._break("the answer is another connection's")
+                    return
+                self._head = b""
+                self._left = self._waiting[0][0] - exchange.ANSWER_HEADER_BYTES
+            used = min(self._left, len(data))
+            self._left -= used
+            data = data[used:]
+            if self._left == 0:
+                answered = self._waiting.popleft()[1]
+                if not answered.done():
+                    answered.set_result(None)
+
+    def _break(self, why: str) -> None:
+        self._broken = why
+        self._transport.abort()
+        for _, waiting in self._waiting:
+            if not waiting.done():
+                waiting.set_exception(FailedError(why))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._break(self._broken or str(exc or "closed by the server"))
+
+    def ask(self, length: int) -> asyncio.Future[None]:
+        """Sends a request; the future is done when the whole answer is here."""
+        if self._broken is not None:
+            raise FailedError(self._broken)
+        answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((length, answered))
+        self._transport.write(exchange.request(self._number, length))
+        return answered
+
+    async def exchange(self, length: int) -> None:
+        await asyncio.wait_for(self.ask(length), _PATIENCE_S)
+
+    def close(self) -> None:
+        self._broken = self._broken or "closed"
+        self._transport.close()
+
+
+class _Datagrams(asyncio.DatagramProtocol):
+    """A UDP connection: a request is repeated until its answer comes."""
+
+    def __init__(self, run: _Run, number: int) -> None:
+        self._run = run
+        self._number = number
+        self._answered = asyncio.Event()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.DatagramTransport, transport)
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        if exchange.answers(data, self._number):
+            self._run.received += len(data)
+            self._answered.set()
+
+    def error_received(self, exc: Exception) -> None:
+        """An ICMP error is a loss; the request is repeated."""
+
+    async def exchange(self, length: int) -> None:
+        length = min(length, exchange.DATAGRAM_BYTES)
+        asked = exchange.request(self._number, length).ljust(exchange.DATAGRAM_BYTES, b"\0")
+        self._answered.clear()
+        for _ in range(_UDP_TRIES):
+            self._transport.sendto(asked)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._answered.wait(), _UDP_WAIT_S)
+                return
+        raise FailedError(f"no answer to {_UDP_TRIES} datagrams")
+
+    def close(self) -> None:
+        self._transport.close()
+
+
+async def _open(run: _Run, wanted: dict[str, Any]) -> _Stream | _Datagrams:
+    loop = asyncio.get_running_loop()
+    family = socket.AF_INET6 if ":" in wanted["source"] else socket.AF_INET
+    stream = wanted["protocol"] == "tcp"
+    opened = socket.socket(family, socket.SOCK_STREAM if stream else socket.SOCK_DGRAM)
+    try:
+        opened.setblocking(False)
+        if stream:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, run.receive_buffer)
+            opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        opened.bind((wanted["source"], wanted["source_port"]))
+        target = (wanted["target"], wanted["target_port"])
+        await asyncio.wait_for(loop.sock_connect(opened, target), _PATIENCE_S)
+        number = wanted["number"]
+        if stream:
+            return (await loop.create_connection(lambda: _Stream(run, number), sock=opened))[1]
+        made = await loop.create_datagram_endpoint(lambda: _Datagrams(run, number), sock=opened)
+        return made[1]
+    except BaseException:
+        opened.close()
+        raise
+
+
+async def _download(run: _Run, stream: _Stream) -> None:
+    """Two requests on the way, so that the link never waits for the next one."""
+    ahead = stream.ask(run.chunk_bytes)
+    while not run.ended.is_set():
+        following = stream.ask(run.chunk_bytes)
+        await asyncio.wait_for(ahead, _PATIENCE_S)
+        ahead = following
+    await asyncio.wait_for(ahead, _PATIENCE_S)
+
+
+async def _live(run: _Run, wanted: dict[str, Any], first: asyncio.Event) -> None:
+    """One connection, from its opening to its end; `first` is set after its first exchange."""
+    opened = None
+    try:
+        opened = await _open(run, wanted)
+        await opened.exchange(run.light_bytes)
+        run.open += 1
+        first.set()
+        await run.began.wait()
+        if wanted["heavy"] and isinstance(opened, _Stream):
+            await _download(run, opened)
+        while not run.ended.is_set():
+            await run.pause(run.light_interval_s)
+            await opened.exchange(run.light_bytes)
+        await opened.exchange(run.light_bytes)
+    except (TimeoutError, FailedError, OSError) as failure:
+        run.failures[wanted["number"]] = str(failure) or type(failure).__name__
+    finally:
+        first.set()
+        if opened is not None:
+            opened.close()
+
+
+def _say(event: str, run: _Run, **more: object) -> None:
+    said = {
+        "event": event,
+        "at_s": time.monotonic(),
+        "open": run.open,
+        "failed": len(run.failures),
+        "received": run.received,
+        **more,
+    }
+    print(json.dumps(said), flush=True)
+
+
+async def _progress(run: _Run) -> None:
+    while True:
+        _say("progress", run)
+        await asyncio.sleep(_PROGRESS_S)
+
+
+async def _main(order: dict[str, Any]) -> None:
+    connections = order.pop("connections")
+    run = _Run(**order)
+    early = [wanted for wanted in connections if not wanted["late"]]
+    late = [wanted for wanted in connections if wanted["late"]]
+    progress = asyncio.create_task(_progress(run))
+    living: list[asyncio.Task[None]] = []
+
+    async def start(chosen: list[dict[str, Any]], gap_s: float) -> list[asyncio.Event]:
+        firsts = []
+        for wanted in chosen:
+            first = asyncio.Event()
+            firsts.append(first)
+            living.append(asyncio.create_task(_live(run, wanted, first)))
+            await asyncio.sleep(gap_s)
+        return firsts
+
+    for first in await start(early, 1 / _RAMP_A_SECOND):
+        await first.wait()
+    _say("open", run)
+    run.began.set()
+    ends = time.monotonic() + run.load_s
+    firsts = await start(late, run.load_s / 2 / max(len(late), 1))
+    await asyncio.sleep(max(0.0, ends - time.monotonic()))
+    _say("closing", run)
+    for first in firsts:
+        await first.wait()
+    run.ended.set()
+    await asyncio.gather(*living)
+    progress.cancel()
+    _say("done", run, failures={str(number): why for number, why in run.failures.items()})
+
+
+if __name__ == "__main__":
+    asyncio.run(_main(json.load(sys.stdin)))

@@ -1,0 +1,138 @@
+"""The state directory: whole files, old or new, never half.
+
+lock         held by the daemon that owns the directory; its process id is inside
+key          the hash key, 16 hex digits, mode 0600
+state.json   link numbers, the running home table, settings as they were before the first start
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+from pathlib import Path
+
+import msgspec
+
+from dataplane.errors import MachineError
+
+
+class State(msgspec.Struct, frozen=True):
+    """What a later start has to know. Everything else is seen on the machine.
+
+    `ids`: link name -> number; `home_links` and `home_slots`: the running home table; `sysctls`:
+    key -> value before the first change; `listing`: digest of the table's listing after it was
+    loaded; `mangle_before`: families that had a mangle table of iptables already.
+    """
+
+    ids: dict[str, int] = {}
+    home_links: tuple[str, ...] = ()
+    home_slots: bytes = b""
+    sysctls: dict[str, str] = {}
+    listing: str = ""
+    mangle_before: tuple[int, ...] = ()
+
+
+class StateDirectory:
+    """One state directory. Made with mode 0700 when it is missing."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: int | None = None
+
+    def lock(self) -> None:
+        """Takes the directory for this process; MachineError if another daemon has it."""
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as refusal:
+            raise MachineError(f"state_dir {self.path}: {refusal.strerror}") from refusal
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+            os.close(descriptor)
+            raise MachineError(
+                f"another evenlink daemon (process {holder}) holds {self.path}; "
+                "stop it first, or use another state_dir"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        self._lock = descriptor
+
+    def unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def holder(self) -> int | None:
+        """The process that holds the directory now, if any."""
+        try:
+            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            text = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+            return int(text) if text.isdecimal() else None
+        finally:
+            os.close(descriptor)
+        return None
+
+    def load(self) -> State:
+        """What is stored; an empty State when there is nothing or it cannot be read as ours."""
+        try:
+            return msgspec.json.decode((self.path / "state.json").read_bytes(), type=State)
+        except FileNotFoundError:
+            return State()
+        except (OSError, msgspec.DecodeError) as fault:
+            raise MachineError(
+                f"{self.path / 'state.json'} cannot be read ({fault}); remove it to start afresh"
+            ) from fault
+
+    def store(self, state: State) -> None:
+        self._write("state.json", msgspec.json.format(msgspec.json.encode(state), indent=1))
+
+    def key(self, configured: int | Path | None) -> int:
+        """The 64-bit hash key: as configured, from a file, or made at the first start."""
+        known = self.peek_key(configured)
+        if known is not None:
+            return known
+        key = secrets.randbits(64)
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._write("key", f"{key:016x}\n".encode())
+        return key
+
+    def peek_key(self, configured: int | Path | None) -> int | None:
+        """The same without making one: None if it has not been made yet."""
+        if isinstance(configured, int):
+            return configured
+        path = configured or self.path / "key"
+        try:
+            text = path.read_text().strip()
+        except FileNotFoundError:
+            if configured is None:
+                return None
+            raise MachineError(f"key: {path} does not exist") from None
+        except (OSError, UnicodeDecodeError) as refusal:
+            raise MachineError(f"key: {path}: {refusal}") from refusal
+        if len(text) != 16 or not all(digit in "0123456789abcdefABCDEF" for digit in text):
+            raise MachineError(f"key: {path}: expected 16 hex digits")
+        return int(text, 16)
+
+    def remove(self) -> None:
+        """Forgets what was stored, but for the key: decisions stay the same at the next start."""
+        (self.path / "state.json").unlink(missing_ok=True)
+
+    def _write(self, name: str, data: bytes) -> None:
+        fresh = self.path / f".{name}.new"
+        try:
+            descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.replace(self.path / name)
+        except OSError as refusal:
+            raise MachineError(f"{self.path / name}: {refusal.strerror}") from refusal

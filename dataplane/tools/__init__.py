@@ -1,0 +1,1 @@
+"""What people see: asks the daemon or decide/, and formats the answer."""

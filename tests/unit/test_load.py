@@ -1,0 +1,556 @@
+"""The operator's file: what it gives, and every fault with its line and key."""
+
+from fractions import Fraction
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dataplane.config import load, places
+from dataplane.config.model import Config, Engine, Fields, Group, Link, Nat, Queue, QueueMode
+from dataplane.errors import ConfigError, Fault
+
+MINIMAL = """\
+lan = ["br-lan"]
+
+[link.fibre]
+interface = "eth1"
+gateway = "192.0.2.1"          # or "auto"; none for point-to-point
+capacity = "200Mbit"           # or download = , upload =
+
+[link.lte]
+interface = "wwan0"
+gateway = "auto"
+capacity = "50Mbit"
+metered = true
+"""
+
+
+def faults_of(text: str) -> tuple[Fault, ...]:
+    try:
+        load.read(text, "evenlink.toml")
+    except ConfigError as error:
+        return error.faults
+    return ()
+
+
+def said(text: str) -> list[tuple[int, str, str]]:
+    return [(fault.line, fault.key, fault.message) for fault in faults_of(text)]
+
+
+def test_the_twelve_line_file() -> None:
+    config = load.read(MINIMAL, "evenlink.toml")
+    assert config == Config(
+        lan=("br-lan",),
+        links=(
+            Link(
+                name="fibre",
+                interface="eth1",
+                gateway=IPv4Address("192.0.2.1"),
+                gateway6="auto",
+                download_bps=200_000_000,
+                upload_bps=200_000_000,
+            ),
+            Link(
+                name="lte",
+                interface="wwan0",
+                gateway="auto",
+                gateway6="auto",
+                download_bps=50_000_000,
+                upload_bps=50_000_000,
+                metered=True,
+            ),
+        ),
+        balance=Group("default", ("fibre", "lte")),
+    )
+    assert [link.weight for link in config.links] == [200_000_000, 50_000_000]
+
+
+def test_every_key() -> None:
+    config = load.read(
+        """\
+lan = ["br-lan", "wlan0"]
+key = "0123456789abcdef"
+mark_mask = "0x00ff0000"
+exempt_marks = [0xca6c, "0x1"]
+ipv6 = false
+own_traffic = "main"
+on_stop = "undo"
+state_dir = "/srv/evenlink"
+control_socket = "/run/e.sock"
+control_group = "netadmin"
+
+[queue]
+number = 65532
+workers = 4
+engine = "callback"
+mode = "every"
+length = 1024
+copy_bytes = 256
+spin_us = 50
+
+[link.a]
+interface = "eth1"
+gateway = "192.0.2.1"
+gateway6 = "fe80::1"
+download = "100Mbit"
+upload = "10Mbit"
+share = 0.1
+nat = "snat"
+address = ["192.0.2.7", "2001:db8::7", "2001:db8:a::/56"]
+mss = 1452
+
+[link.b]
+interface = "eth1"
+gateway = "192.0.2.2"
+gateway6 = "fe80::2"
+share = 2
+nat = "prefix"
+address = "2001:db8:b::/48"
+
+[link.c]
+interface = "ppp0"
+share = 1
+nat = "none"
+
+[balance]
+method = "pcc"
+fields = "src-address"
+symmetric = true
+links = ["b", "a"]
+
+[log]
+level = "debug"
+""",
+        "evenlink.toml",
+    )
+    assert config == Config(
+        lan=("br-lan", "wlan0"),
+        links=(
+            Link(
+                name="a",
+                interface="eth1",
+                gateway=IPv4Address("192.0.2.1"),
+                gateway6=IPv6Address("fe80::1"),
+                download_bps=100_000_000,
+                upload_bps=10_000_000,
+                share=Fraction(1, 10),
+                nat=Nat.SNAT,
+                snat_address=IPv4Address("192.0.2.7"),
+                snat_address6=IPv6Address("2001:db8::7"),
+                prefix6=IPv6Network("2001:db8:a::/56"),
+                mss=1452,
+            ),
+            Link(
+                name="b",
+                interface="eth1",
+                gateway=IPv4Address("192.0.2.2"),
+                gateway6=IPv6Address("fe80::2"),
+                share=Fraction(2),
+                nat=Nat.PREFIX,
+                prefix6=IPv6Network("2001:db8:b::/48"),
+            ),
+            Link(name="c", interface="ppp0", share=Fraction(1), nat=Nat.NONE),
+        ),
+        balance=Group("default", ("b", "a"), fields=Fields.SRC_ADDRESS, symmetric=True),
+        key=0x0123456789ABCDEF,
+        mark_mask=0x00FF0000,
+        exempt_marks=(0xCA6C, 1),
+        ipv6=False,
+        own_traffic="main",
+        on_stop="undo",
+        state_dir=Path("/srv/evenlink"),
+        control_socket=Path("/run/e.sock"),
+        control_group="netadmin",
+        queue=Queue(65532, 4, Engine.CALLBACK, QueueMode.EVERY, 1024, 256, 50),
+        log_level="debug",
+    )
+
+
+def test_ten_faults_are_ten_faults() -> None:
+    text = """\
+lan = ["br-lan", "eth1"]
+colour = "blue"
+mark_mask = 0x05000000
+[queue]
+number = 70000
+engine = "fast"
+[link.fibre]
+interfce = "eth0"
+gateway = "2001:db8::1"
+capacity = "20"
+[link.lte]
+interface = "eth1"
+capacity = "50Mbit"
+upload = "10Mbit"
+[balance]
+links = ["fibre",
+         "lta"]
+"""
+    assert [str(fault) for fault in faults_of(text)] == [
+        "evenlink.toml:2: colour: unknown key; known here: lan, key, mark_mask, exempt_marks, "
+        "ipv6, own_traffic, on_stop, state_dir, control_socket, control_group, queue, link, "
+        "balance, log",
+        "evenlink.toml:3: mark_mask: expected one run of at least 4 set bits such as 0x7f000000, "
+        "got 0x5000000",
+        "evenlink.toml:5: queue.number: expected a whole number from 0 to 65535, got 70000",
+        'evenlink.toml:6: queue.engine: expected "batch" or "callback", got "fast"',
+        'evenlink.toml:8: link.fibre.interfce: unknown key; the nearest known one is "interface"',
+        'evenlink.toml:9: link.fibre.gateway: expected an IPv4 address or "auto", got '
+        '"2001:db8::1"',
+        'evenlink.toml:10: link.fibre.capacity: expected a rate such as "20Mbit", got "20"',
+        "evenlink.toml:12: link.lte.interface: expected an interface that is not in lan, got "
+        '"eth1"',
+        "evenlink.toml:14: link.lte.upload: expected capacity or upload, got both",
+        'evenlink.toml:17: balance.links[1]: there is no link "lta"; the nearest one is "lte"',
+    ]
+
+
+# What stands above each of these is MINIMAL; the line counts from the first of its own lines.
+ABOVE = len(MINIMAL.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("lines", "line", "key", "message"),
+    [
+        # Keys that are not known, or stand in the wrong table.
+        ("[group.voice]", 1, "group", "not known in this version of Evenlink"),
+        ("[[rule]]\nuse = 'x'", 1, "rule", "not known in this version of Evenlink"),
+        ("probes = 3", 1, "link.lte.probes", "not known in this version of Evenlink"),
+        ("[balance]\nsticky = 3", 2, "balance.sticky", "not known in this version of Evenlink"),
+        ("[log]\nformat = 'x'", 2, "log.format", "not known in this version of Evenlink"),
+        ("ipv6 = true", 1, "link.lte.ipv6",
+         "unknown key here; it belongs at the top of the file, before the first table"),
+        ("number = 3", 1, "link.lte.number", "unknown key here; it belongs in [queue]"),
+        ("[qeue]", 1, "qeue", 'unknown key; the nearest known one is "queue"'),
+        ('"a b" = 3', 1, 'link.lte."a b"',
+         "unknown key; known here: interface, gateway, gateway6, capacity, download, upload, "
+         "share, metered, nat, address, mss"),
+        # Types.
+        ("[queue]\nnumber = '1'", 2, "queue.number",
+         'expected a whole number from 0 to 65535, got "1"'),
+        ("queue = 3", 1, "link.lte.queue",
+         "unknown key here; it belongs at the top of the file, before the first table"),
+        ("mss = 1e3", 1, "link.lte.mss", "expected a whole number from 536 to 65495, got 1E+3"),
+        ("[balance]\nlinks = 'lte'", 2, "balance.links",
+         'expected a list of names of links, got "lte"'),
+        ("[balance]\nlinks = []", 2, "balance.links",
+         "expected a list of names of links, got an empty list"),
+        ("[balance]\nlinks = ['lte', 3]", 2, "balance.links[1]", "expected a string, got 3"),
+        ("[balance]\nsymmetric = 1", 2, "balance.symmetric", "expected true or false, got 1"),
+        ("[balance]\nfields = 2020-01-01", 2, "balance.fields",
+         'expected "both-addresses", "both-ports", "both-addresses-and-ports", "src-address", '
+         '"src-port", "src-address-and-port", "dst-address", "dst-port" or '
+         '"dst-address-and-port", got the date or time 2020-01-01'),
+        ("[link]\nx = 3", 2, "link.x", "expected a table [link.x], got 3"),
+        # Ranges.
+        ("[queue]\nworkers = 65", 2, "queue.workers",
+         "expected a whole number from 1 to 64, got 65"),
+        ("[queue]\nnumber = 65535\nworkers = 2", 3, "queue.workers",
+         "expected queues up to number 65535, got 2 workers from number 65535 on"),
+        ("[queue]\ncopy_bytes = 63", 2, "queue.copy_bytes",
+         "expected a whole number from 64 to 65531, got 63"),
+        ("[queue]\nmode = 'all'", 2, "queue.mode", 'expected "first" or "every", got "all"'),
+        ("mss = 535", 1, "link.lte.mss", "expected a whole number from 536 to 65495, got 535"),
+        # Methods.
+        ("[balance]\nmethod = 'nth'", 2, "balance.method",
+         'expected "pcc", got "nth", not known in this version'),
+        ("[balance]\nmethod = 'pc'", 2, "balance.method", 'expected "pcc", got "pc"'),
+        # Links by themselves.
+        ("[link.x]\ncapacity = '1Mbit'", 1, "link.x.interface",
+         "missing: expected the interface of this uplink"),
+        ("[link.x]\ninterface = 'x'", 1, "link.x.capacity",
+         "missing: expected capacity, or download, or share"),
+        ("[link.x]\ninterface = 'x'\nupload = '1Mbit'", 1, "link.x.capacity",
+         "missing: expected capacity, or download, or share"),
+        ("[link.x]\ninterface = 'x'\ncapacity = '1Mbit'\ndownload = '1Mbit'", 4,
+         "link.x.download", "expected capacity or download, got both"),
+        ("[link.x]\ninterface = 'br-lan'\ncapacity = '1Mbit'", 2, "link.x.interface",
+         'expected an interface that is not in lan, got "br-lan"'),
+        ("[link.x]\ninterface = 'eth*'\ncapacity = '1Mbit'", 2, "link.x.interface",
+         "expected an interface name of 1 to 15 bytes without any of / : \" ' \\ * ` and no + at "
+         'its end, got "eth*"'),
+        ("[link.9]\ninterface = 'x'\ncapacity = '1Mbit'", 1, "link.9",
+         'expected a name of a letter and up to 30 letters, digits, - or _, got "9"'),
+        ("[link.main]\ninterface = 'x'\ncapacity = '1Mbit'", 1, "link.main",
+         'expected a name other than default, main, next or reject, got "main"'),
+        ("gateway6 = 'ff02::1'", 1, "link.lte.gateway6",
+         'expected an IPv6 address or "auto" that one machine can have, got "ff02::1"'),
+        # Translation.
+        ("nat = 'snat'\naddress = '2001:db8::/56'", 2, "link.lte.address",
+         'missing: nat = "snat" needs an IPv4 or IPv6 address'),
+        ("address = '192.0.2.7'", 1, "link.lte.address",
+         'expected nat = "snat" beside it, else 192.0.2.7 has no use'),
+        ("nat = 'snat'\naddress = ['192.0.2.7',\n '192.0.2.8']", 3, "link.lte.address[1]",
+         "expected one of each kind, got 192.0.2.8 too"),
+        ("address = ['2001:db8::/65']", 1, "link.lte.address[0]",
+         'expected an IPv6 prefix such as "2001:db8:a00::/56", from /16 to /64, got '
+         '"2001:db8::/65"'),
+        # Links together.
+        ("[link.LTE]\ninterface = 'x'\ncapacity = '1Mbit'", 1, "link.LTE",
+         "expected more than a difference in case to link lte"),
+        ("[balance]\nlinks = ['wimax']", 2, "balance.links[0]",
+         'there is no link "wimax"; expected fibre or lte'),
+        ("[balance]\nlinks = ['lte', 'lte']", 2, "balance.links[1]",
+         'expected each name once, got "lte" again'),
+        ("[link.x]\ninterface = 'eth1'\ngateway = '192.0.2.1'\ncapacity = '1Mbit'", 3,
+         "link.x.gateway",
+         "expected another gateway than that of link fibre, which is on eth1 too, got 192.0.2.1"),
+        ("[link.x]\ninterface = 'eth1'\ncapacity = '1Mbit'", 2, "link.x.interface",
+         "expected the address of a gateway, since link fibre is on eth1 too"),
+        ("[link.x]\ninterface = 'eth1'\ngateway = 'auto'\ncapacity = '1Mbit'", 3,
+         "link.x.gateway", "expected the address of a gateway, since link fibre is on eth1 too"),
+        ("[link.x]\ninterface = 'x'\ncapacity = '1Mbit'\naddress = '2001:db8::/48'\n"
+         "[link.y]\ninterface = 'y'\ncapacity = '1Mbit'\naddress = '2001:db8:0:1::/64'", 8,
+         "link.y.address", "expected a prefix apart from link x's, got 2001:db8:0:1::/64"),
+    ],
+)  # fmt: skip
+def test_one_fault(lines: str, line: int, key: str, message: str) -> None:
+    assert said(MINIMAL + lines) == [(ABOVE + line, key, message)]
+
+
+@pytest.mark.parametrize(
+    ("lines", "line", "key", "message"),
+    [
+        ('exempt_marks = ["0x100",\n  0x7f]\nmark_mask = 0xf0', 2, "exempt_marks[1]",
+         "expected none of the bits of mark_mask 0xf0, which are ours to set: a packet with 0x7f "
+         "would look decided"),
+        ("mark_mask = 0x3f00", 1, "mark_mask",
+         "expected none of the bits of 0xca6c, the mark that is exempt unless exempt_marks says "
+         "otherwise, got 0x3f00"),
+        ("exempt_marks = 3", 1, "exempt_marks", "expected a list of marks, got 3"),
+        ("key = 12", 1, "key",
+         "expected 16 hexadecimal digits in quotes or the absolute path of a file, got 12"),
+        ("state_dir = 'x'", 1, "state_dir", 'expected an absolute path, got "x"'),
+        ("control_group = 'a b'", 1, "control_group",
+         'expected the name of a group of users, got "a b"'),
+        ("own_traffic = 'wan'", 1, "own_traffic", 'expected "balance" or "main", got "wan"'),
+        ("on_stop = true", 1, "on_stop", 'expected "keep" or "undo", got true'),
+        ("log = 'debug'", 1, "log", 'expected a table [log], got "debug"'),
+        ("link.x = 3", 1, "link.x", "expected a table [link.x], got 3"),
+    ],
+)  # fmt: skip
+def test_one_fault_at_the_top(lines: str, line: int, key: str, message: str) -> None:
+    assert said(f"{lines}\n{MINIMAL}") == [(line, key, message)]
+
+
+LTE = MINIMAL.splitlines().index("[link.lte]") + 1
+
+
+@pytest.mark.parametrize(
+    ("nat", "needs"),
+    [
+        ("snat", "an IPv4 or IPv6 address"),
+        ("prefix", 'an IPv6 prefix such as "2001:db8:a00::/56"'),
+    ],
+)
+def test_a_missing_key_has_the_line_of_its_table(nat: str, needs: str) -> None:
+    missing = f'missing: nat = "{nat}" needs {needs}'
+    assert said(f'{MINIMAL}nat = "{nat}"') == [(LTE, "link.lte.address", missing)]
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "[link]", "# nothing"])
+def test_an_empty_file(text: str) -> None:
+    assert {(key, message) for _, key, message in said(text)} == {
+        ("lan", 'missing: expected a list of interface names such as ["br-lan"]'),
+        ("link", "missing: expected at least one [link.NAME] with interface and capacity"),
+    }
+
+
+def test_all_links_have_a_share_or_none() -> None:
+    links = (("a", "share = 1"), ("b", 'capacity = "1Mbit"'), ("c", ""), ("d", "share = 2"))
+    text = 'lan = ["l"]\n' + "".join(
+        f'[link.{name}]\ninterface = "{name}"\n{weight}\n' for name, weight in links
+    )
+    assert said(text) == [
+        (5, "link.b.share", "missing: expected a share, since link a has one"),
+        (8, "link.c.share", "missing: expected a share, since link a has one"),
+    ]
+
+
+@pytest.mark.parametrize(("mask", "most"), [("0xf0", 8), ("0x1f0", 24), ("0x7f000000", 120)])
+def test_links_that_the_mask_cannot_tell(mask: str, most: int) -> None:
+    def text(count: int) -> str:
+        links = (f'[link.l{n}]\ninterface = "i{n}"\nshare = 1\n' for n in range(count))
+        return f'lan = ["l"]\nexempt_marks = []\nmark_mask = {mask}\n{"".join(links)}'
+
+    assert said(text(most)) == []
+    message = f"expected at most {most} links, as mark_mask can tell, got {most + 2}"
+    assert said(text(most + 2)) == [(4 + 3 * most, f"link.l{most}", message)]
+
+
+def test_a_wrong_mask_is_not_judged_against_other_keys() -> None:
+    text = f"mark_mask = 7\nexempt_marks = [0x01000000]\n{MINIMAL}"
+    assert [key for _, key, _ in said(text)] == ["mark_mask"]
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("a = ", [1]),
+        ("\n[x", [2]),
+        ("a = 20Mbit", [1]),
+        ("lan = [\n'a',\n20M,\n]\nb = 5M\n", [3, 5]),
+        ("\0", [1]),
+        ('a = "\\q"', [1]),
+        ("a = 1\n[a]\nb = 2\n[a.c]\n", [2, 4]),
+        ('a = """\n\n', [3]),
+    ],
+)
+def test_lines_that_are_not_toml(text: str, lines: list[int]) -> None:
+    """The reasons are tomllib's, in words that change from one Python to the next."""
+    found = [fault for fault in faults_of(text) if fault.message.startswith("not TOML: ")]
+    assert [(fault.line, fault.key) for fault in found] == [(line, "") for line in lines]
+
+
+def test_lines_that_are_not_toml_do_not_hide_the_others() -> None:
+    text = """\
+lan = [br-lan]
+[link.fibre]
+interface = eth1
+gateway = "here"
+capacity = "20"
+[link.fibre]
+interface = "eth1"
+[balance]
+method = "nth"
+method = "nth"
+symmetric =
+colour = 1
+"""
+    assert [(line, key) for line, key, _ in said(text)] == [
+        (1, ""),
+        (3, ""),
+        (4, "link.fibre.gateway"),
+        (5, "link.fibre.capacity"),
+        (6, ""),
+        (9, "balance.method"),
+        (10, ""),
+        (11, ""),
+        (12, "balance.colour"),
+    ]
+
+
+def test_nothing_is_guessed_behind_an_open_bracket() -> None:
+    found = said('lan = ["br-lan",\n[link.fibre]\ncapacity = 1\n')
+    assert [(line, key) for line, key, _ in found] == [(2, "")]
+
+
+def test_a_long_line_is_refused_before_it_is_read() -> None:
+    expected = [(2, "", "expected lines of at most 4096 characters")]
+    assert said("a = 1\n[" + "a." * 400_000 + "a]\n") == expected
+
+
+def test_files(tmp_path: Path) -> None:
+    file = tmp_path / "evenlink.toml"
+    file.write_bytes(b"\xef\xbb\xbf" + MINIMAL.replace("\n", "\r\n").encode())
+    assert load.read_file(file) == load.read(MINIMAL, "evenlink.toml")
+
+
+@pytest.mark.parametrize(
+    ("data", "line", "message"),
+    [
+        (b"lan = 1\n\xff\xfe", 2, "expected TOML, which is UTF-8, got other bytes"),
+        (b"\x7fELF\x02\x01\x01\x00\xf0", 1, "expected TOML, which is UTF-8, got other bytes"),
+        (b"#\n" * (1 << 20), 0, "expected at most 1048576 bytes, the file is longer"),
+    ],
+)
+def test_files_that_are_none_of_ours(tmp_path: Path, data: bytes, line: int, message: str) -> None:
+    file = tmp_path / "evenlink.toml"
+    file.write_bytes(data)
+    with pytest.raises(ConfigError) as caught:
+        load.read_file(file)
+    assert caught.value.faults == (Fault(str(file), line, "", message),)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    for path, message in (
+        (tmp_path, "cannot be read: Is a directory"),
+        (tmp_path / "none", "cannot be read: No such file or directory"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load.read_file(path)
+
+
+def test_text_that_no_file_can_hold() -> None:
+    expected = [(2, "", "expected TOML, which is UTF-8, got other bytes")]
+    assert said("a = 1\nb = '\ud800'") == expected
+
+
+def test_places() -> None:
+    document = places.parse(
+        """\
+"a b".c = [ # one
+  1,
+  # two
+  { x.y = 2 }]
+[link.a]
+b = \"\"\"
+[link.c]
+\"\"\"
+[[rule]]
+u = 1
+[[rule]]
+[rule.sub]
+u = 2
+[ link . "\\u0064" ]
+'e' = 1
+"""
+    )
+    assert document.syntax == ()
+    assert document.lines == {
+        ("a b",): 1,
+        ("a b", "c"): 1,
+        ("a b", "c", 0): 2,
+        ("a b", "c", 1): 4,
+        ("a b", "c", 1, "x"): 4,
+        ("a b", "c", 1, "x", "y"): 4,
+        ("link",): 5,
+        ("link", "a"): 5,
+        ("link", "a", "b"): 6,
+        ("rule",): 9,
+        ("rule", 0): 9,
+        ("rule", 0, "u"): 10,
+        ("rule", 1): 11,
+        ("rule", 1, "sub"): 12,
+        ("rule", 1, "sub", "u"): 13,
+        ("link", "d"): 14,
+        ("link", "d", "e"): 15,
+    }
+
+
+KEYS = st.sampled_from(
+    ["lan", "key", "link", "queue", "balance", "links", "a", "a.b", '"x y"', "link.a", "capacity"]
+)
+VALUES = st.sampled_from(
+    ["1", "-1", "0x7f", "1e400", "nan", "true", '"x"', "'20Mbit'", "[]", '["a"]', "[1, {a = 1}]",
+     "{}", "{a.b = [[]]}", "2020-01-01", '"""\nx\n"""', "x", "[", "{", '"', ""]
+)  # fmt: skip
+LINES = st.one_of(
+    st.builds("{} = {}".format, KEYS, VALUES),
+    st.builds("[{}]".format, KEYS),
+    st.builds("[[{}]]".format, KEYS),
+    st.sampled_from([*MINIMAL.splitlines(), "# c", "", "]", "\0", "=", "\t \r"]),
+    st.text(max_size=8),
+)
+
+
+@given(st.lists(LINES, max_size=12).map("\n".join))
+def test_whatever_is_written_is_read_or_refused(text: str) -> None:
+    found = faults_of(text)
+    assert found == faults_of(text)
+    assert [fault.line for fault in found] == sorted(fault.line for fault in found)
+    assert all(0 <= fault.line <= text.count("\n") + 1 for fault in found)
+    assert all(str(fault).isprintable() for fault in found)
+
+
+@given(st.data())
+def test_any_bytes_of_a_good_file_may_be_wrong(data: st.DataObject) -> None:
+    text = list(MINIMAL)
+    for _ in range(data.draw(st.integers(1, 5))):
+        place = data.draw(st.integers(0, len(text) - 1))
+        text[place : place + data.draw(st.integers(0, 3))] = data.draw(st.text(max_size=2))
+    for fault in faults_of("".join(text)):
+        assert fault.message
