@@ -10,7 +10,7 @@ from collections import namedtuple
 
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport errno
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 from netfilterqueue._impl cimport NetfilterQueue
@@ -57,8 +57,7 @@ cdef extern from "nfqueue.h" nogil:
         uint64_t *rules
 
     struct queue_counters:
-        uint64_t packets, batches, unknown_messages, foreign_messages
-        uint64_t enobufs, recv_errors, send_retries
+        uint64_t packets, batches, unknown_messages, enobufs, recv_errors, send_retries
         uint64_t *verdict_errors
         tally decided
 
@@ -83,8 +82,10 @@ cdef extern from "nfqueue.h" nogil:
     int queue_worker_run(queue_worker *worker)
     void queue_worker_stop(queue_worker *worker)
     uint64_t queue_worker_swap(queue_worker *worker, program *program)
+    bint queue_worker_serving(queue_worker *worker)
     bint queue_worker_passed(queue_worker *worker, uint64_t order)
     int queue_worker_gate(queue_worker *worker, bint open)
+    int queue_connect(int fd)
     int queue_set_flag(int fd, uint16_t number, uint32_t flag)
     int queue_set_length(int fd, uint16_t number, uint32_t length)
     int queue_set_buffer(int fd, int bytes)
@@ -115,6 +116,7 @@ cdef class Program:
 
     cdef program *c
     cdef readonly uint64_t serial
+    cdef object __weakref__
 
     def __cinit__(self, const uint8_t[::1] block not None):
         cdef char fault[LOADER_FAULT_LENGTH]
@@ -280,7 +282,8 @@ cdef class Classifier:
         return counts(self.counted)
 
 
-cdef bint offsets_legal(const void *offsets, bint wide, uint64_t count, uint64_t size) noexcept nogil:
+cdef bint offsets_legal(const void *offsets, bint wide, uint64_t count,
+                        uint64_t size) noexcept nogil:
     cdef uint64_t at, here, last = 0
     for at in range(count + 1):
         here = (<const uint64_t *>offsets)[at] if wide else (<const uint32_t *>offsets)[at]
@@ -300,9 +303,14 @@ def kernel_queues():
     try:
         with open("/proc/thread-self/net/netfilter/nfnetlink_queue", encoding="ascii") as table:
             for line in table:
-                number, owner, waiting, _, _, dropped, refused_, sequence, _ = map(int, line.split())
-                queues[number] = {"owner": owner, "waiting": waiting, "dropped": dropped,
-                                  "user_dropped": refused_, "sequence": sequence}
+                columns = [int(column) for column in line.split()]
+                queues[columns[0]] = {
+                    "owner": columns[1],
+                    "waiting": columns[2],
+                    "dropped": columns[5],
+                    "user_dropped": columns[6],
+                    "sequence": columns[7],
+                }
     except FileNotFoundError:
         pass
     return queues
@@ -327,6 +335,10 @@ def bind_queue(uint16_t number, callback, *, uint32_t length, uint32_t copy_byte
             raise refused(errno_names.EBUSY, f"binding queue {number}") from fault
         raise refused(errno or errno_names.EIO, f"binding queue {number}") from fault
     cdef int fd = queue.get_fd()
+    code = queue_connect(fd)
+    if code:
+        queue.unbind()
+        raise refused(code, f"connecting queue {number} to the kernel")
     flags = []
     for name, flag in (("fail-open", QUEUE_FLAG_FAIL_OPEN), ("gso", QUEUE_FLAG_GSO)):
         code = queue_set_flag(fd, number, flag)
@@ -400,6 +412,11 @@ cdef class QueueWorker:
     def granted(self):
         return dict(self._granted)
 
+    def fileno(self):
+        if self.queue is None:
+            raise ValueError(f"queue {self.number} is closed")
+        return self.queue.get_fd()
+
     def run(self):
         cdef int code
         if self._running:
@@ -418,6 +435,9 @@ cdef class QueueWorker:
                 PyErr_CheckSignals()
         finally:
             self._running = False
+
+    def serving(self):
+        return bool(queue_worker_serving(self.c))
 
     def stop(self):
         queue_worker_stop(self.c)
@@ -464,5 +484,4 @@ cdef class QueueWorker:
             "recv_errors": counted.recv_errors,
             "send_retries": counted.send_retries,
             "unknown_messages": counted.unknown_messages,
-            "foreign_messages": counted.foreign_messages,
         }

@@ -43,8 +43,7 @@ enum {
 };
 
 struct queue_counters {
-    uint64_t packets, batches, unknown_messages, foreign_messages, enobufs, recv_errors,
-        send_retries;
+    uint64_t packets, batches, unknown_messages, enobufs, recv_errors, send_retries;
     uint64_t verdict_errors[QUEUE_ERRNOS]; /* by errno; 0: none that is known */
     struct tally decided;
 };
@@ -54,13 +53,12 @@ struct queue_worker {
     uint16_t number;
     uint8_t fail_open;
     uint32_t length, spin_us, buffer_bytes;
-    struct program *program; /* atomic, as are the next four */
+    struct program *program; /* atomic, as are the next five */
     uint64_t order, passed;
-    uint32_t outside, stopping;
+    uint32_t outside, stopping, serving;
     uint8_t *arena, *verdicts, *verdicts_at;
     struct mmsghdr messages[QUEUE_BATCH];
     struct iovec pieces[QUEUE_BATCH];
-    struct sockaddr_nl senders[QUEUE_BATCH];
     struct queue_counters counters;
 };
 
@@ -102,9 +100,17 @@ static inline struct queue_worker *queue_worker_open(int fd, uint16_t number, ui
         worker->pieces[at].iov_len = worker->buffer_bytes;
         worker->messages[at].msg_hdr.msg_iov = &worker->pieces[at];
         worker->messages[at].msg_hdr.msg_iovlen = 1;
-        worker->messages[at].msg_hdr.msg_name = &worker->senders[at];
     }
     return worker;
+}
+
+/* Connects the socket to the kernel: netlink then refuses what any process sends to it, and there
+ * is no sender to be looked at message by message. Returns 0 or an errno. */
+static inline int queue_connect(int fd)
+{
+    const struct sockaddr_nl kernel = {.nl_family = AF_NETLINK};
+
+    return connect(fd, (const struct sockaddr *)&kernel, sizeof kernel) < 0 ? errno : 0;
 }
 
 /* Sends [at, end), whole messages, to the kernel. The kernel takes all or nothing of a send, but a
@@ -113,12 +119,10 @@ static inline struct queue_worker *queue_worker_open(int fd, uint16_t number, ui
 static inline int queue_send(int fd, const uint8_t *at, const uint8_t *end,
                              const uint32_t *stopping, uint64_t *retries)
 {
-    struct sockaddr_nl kernel = {.nl_family = AF_NETLINK};
     const struct timespec millisecond = {.tv_nsec = 1000000};
 
     for (int tries = 0; at < end;) {
-        ssize_t sent = sendto(fd, at, (size_t)(end - at), MSG_DONTWAIT,
-                              (const struct sockaddr *)&kernel, sizeof kernel);
+        ssize_t sent = send(fd, at, (size_t)(end - at), MSG_DONTWAIT);
         if (sent > 0) {
             at += sent;
             continue;
@@ -294,8 +298,6 @@ static inline int queue_worker_batch(struct queue_worker *worker)
     const struct program *program = __atomic_load_n(&worker->program, __ATOMIC_SEQ_CST);
     __atomic_store_n(&worker->passed, order, __ATOMIC_SEQ_CST);
 
-    for (int at = 0; at < QUEUE_BATCH; at++)
-        worker->messages[at].msg_hdr.msg_namelen = sizeof worker->senders[at];
     int got = recvmmsg(worker->fd, worker->messages, QUEUE_BATCH, MSG_DONTWAIT, NULL);
     if (got <= 0)
         return got < 0 ? errno : EAGAIN;
@@ -303,11 +305,6 @@ static inline int queue_worker_batch(struct queue_worker *worker)
     add_one(&counters->batches);
     for (int at = 0; at < got; at++) {
         const uint8_t *message = worker->pieces[at].iov_base;
-
-        if (worker->senders[at].nl_pid != 0) {
-            add_one(&counters->foreign_messages); /* not from the kernel */
-            continue;
-        }
         int fault = queue_worker_datagram(worker, program, message,
                                           message + worker->messages[at].msg_len);
         if (fault)
@@ -389,8 +386,10 @@ static inline int queue_worker_run(struct queue_worker *worker)
 {
     int fault = queue_worker_gate(worker, 1);
 
+    __atomic_store_n(&worker->serving, !fault, __ATOMIC_RELEASE);
     if (!fault)
         fault = queue_worker_loop(worker);
+    __atomic_store_n(&worker->serving, 0, __ATOMIC_RELEASE);
     __atomic_store_n(&worker->outside, 1, __ATOMIC_SEQ_CST);
     if (fault != EINTR) {
         uint64_t wakes;
@@ -418,6 +417,11 @@ static inline uint64_t queue_worker_swap(struct queue_worker *worker, struct pro
     __atomic_store_n(&worker->program, program, __ATOMIC_SEQ_CST);
     __atomic_store_n(&worker->order, order, __ATOMIC_SEQ_CST);
     return order;
+}
+
+static inline int queue_worker_serving(struct queue_worker *worker)
+{
+    return (int)__atomic_load_n(&worker->serving, __ATOMIC_ACQUIRE);
 }
 
 /* True: no verdict of a program older than the one swapped in as `order` is still to come. */

@@ -103,7 +103,7 @@ class Counters(DecisionCounters):
 
     `verdict_errors` are verdicts that the kernel
     answered with an error. `enobufs` counts the times that the socket said it had overflowed,
-    `refused` the messages it had no room for. `foreign_messages` did not come from the kernel.
+    `refused` the messages it had no room for.
     """
 
     packets: int
@@ -115,7 +115,6 @@ class Counters(DecisionCounters):
     recv_errors: int
     send_retries: int
     unknown_messages: int
-    foreign_messages: int
 
 class QueueWorker:
     """One NFQUEUE, served by one thread in batches without the GIL.
@@ -137,8 +136,12 @@ class QueueWorker:
     @property
     def number(self) -> int: ...
     def granted(self) -> Granted: ...
+    def fileno(self) -> int:
+        """The netlink socket's descriptor; ValueError after `close`."""
     def run(self) -> None:
         """Serve until `stop`; OSError if the socket fails."""
+    def serving(self) -> bool:
+        """`run` has opened the queue and has not yet ended."""
     def stop(self) -> None:
         """From any thread: `run` answers what waits and returns. Before `run`: it returns at
         once."""

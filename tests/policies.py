@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import random
 from dataclasses import astuple
+from functools import cache
 from ipaddress import IPv4Address, IPv6Address
 
 from hypothesis import strategies as st
 
 from dataplane.config.model import Fields
 from dataplane.decide.marks import Marks
-from dataplane.decide.program import AddressRange, ProgramRule, compile_program
-from dataplane.hotpath import Decision, Program
+from dataplane.decide.program import AddressRange, Family, ProgramRule, compile_program
+from dataplane.hotpath import Program
 from tests.reference import Outcome, Policy
 
 MASKS = [0x7F000000, 0xF0, 0xF, 0xFF00, 0x3F000000, 0xF0000000, 0xFFFFFFFF]
 NAMES = ["a", "b", "c"]
+FAMILIES: tuple[Family, ...] = (4, 6)
 
 keys = st.one_of(st.sampled_from([0, 1, 2**64 - 1]), st.integers(0, 2**64 - 1))
 masks = st.sampled_from(MASKS).map(Marks)
 
 
+@cache
 def table(seed: int, marks: Marks) -> bytes:
     """65,536 legal decisions, no two neighbours alike on purpose."""
     legal = bytes([*range(1, marks.last_link + 1), marks.main, marks.reject])
@@ -30,7 +33,7 @@ def table(seed: int, marks: Marks) -> bytes:
 @st.composite
 def spans(draw: st.DrawFn) -> AddressRange:
     """Crowded into few addresses, so that lists overlap, touch and nest; both families."""
-    family = draw(st.sampled_from([4, 6]))
+    family = draw(st.sampled_from(FAMILIES))
     bits = 32 if family == 4 else 128
     edges = st.one_of(
         st.integers(0, 12),
@@ -51,13 +54,17 @@ def policies(draw: st.DrawFn, with_lists: bool = True) -> Policy:
     rules = []
     for number in range(draw(st.integers(0, 4) if with_lists else st.just(1))):
         fixed = draw(st.none() | st.sampled_from(legal)) if with_lists else None
-        families = draw(st.sampled_from([(4, 6), (4, 6), (4,), (6,)]))
+        families: list[Family] = draw(
+            st.lists(st.sampled_from(FAMILIES), min_size=1, max_size=2, unique=True)
+        )
         rules.append(
             ProgramRule(
                 name=f"rule {number}",
                 fields=draw(st.sampled_from(list(Fields))),
                 symmetric=draw(st.booleans()),
-                tables={} if fixed else {n: table(draw(st.integers(0, 3)), marks) for n in families},
+                tables={}
+                if fixed
+                else {n: table(draw(st.integers(0, 3)), marks) for n in families},
                 decision=fixed,
                 source=tuple(draw(named)),
                 destination=tuple(draw(named)),
@@ -86,15 +93,8 @@ def addresses_of(draw: st.DrawFn, policy: Policy) -> tuple[bytes, bytes]:
 
 def compiled(policy: Policy) -> Program:
     return Program(
-        compile_program(
-            marks=policy.marks, key=policy.key, rules=policy.rules, lists=policy.lists
-        )
+        compile_program(marks=policy.marks, key=policy.key, rules=policy.rules, lists=policy.lists)
     )
-
-
-def outcome_of(decision: Decision) -> tuple[object, ...]:
-    """In the order of `flattened`."""
-    return tuple(decision)
 
 
 def flattened(outcome: Outcome) -> tuple[object, ...]:

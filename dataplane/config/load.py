@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Literal
 
 from dataplane.config import keys, places, units
@@ -21,9 +21,9 @@ _NOT_TEXT = "expected TOML, which is UTF-8, got other bytes"
 _PLAIN = Config(lan=(), links=(), balance=Group("default", ()))
 
 
-def read_file(path: str | os.PathLike[str]) -> Config:
+def read_file(path: str | Path) -> Config:
     """Read the operator's file. Raises ConfigError with all its faults, also if it is no file."""
-    name = os.fspath(path)
+    name = str(path)
     try:
         with open(path, "rb") as file:
             data = file.read(MOST_BYTES + 1)

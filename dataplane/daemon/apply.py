@@ -13,9 +13,18 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from dataplane.decide.facts import FAMILIES
-from dataplane.decide.plan import MAIN_TABLE, PROTOCOL, Plan, QueueRule, Route, Rule
+from dataplane.decide.plan import (
+    MAIN_TABLE,
+    PRIORITY_MARK,
+    PRIORITY_SOURCE,
+    PROTOCOL,
+    Plan,
+    QueueRule,
+    Route,
+    Rule,
+)
 from dataplane.decide.ruleset import TABLE, digest_chain, render
-from dataplane.errors import Error, KernelError
+from dataplane.errors import KernelError, MachineError
 from dataplane.system import iptables, nft, sysctl
 from dataplane.system.netlink import Netlink
 
@@ -52,6 +61,18 @@ def observe(netlink: Netlink, keys: Iterable[str]) -> Observed:
     )
 
 
+def check_mask(observed: Observed, mask: int) -> None:
+    """MachineError if an earlier run still serves with another mask: connections carry its marks,
+    which mean something else, or nothing, under this one.
+    """
+    for rule in observed.rules:
+        if PRIORITY_MARK <= rule.priority < PRIORITY_SOURCE and rule.mask not in (0, mask):
+            raise MachineError(
+                f"mark_mask: {rule.mask:#010x} is what an earlier run serves with; "
+                "`evenlink down` first, then `run` with another"
+            )
+
+
 class Change(Protocol):
     """One change of the kernel: what an administrator would type, and the doing of it."""
 
@@ -66,17 +87,25 @@ class Change(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SetSysctl:
+    """`then` are settings that the kernel changes along with this one, and their values after."""
+
     key: str
     value: str
+    then: tuple[tuple[str, str], ...] = ()
     tool: str = "sysctl"
 
     @property
     def line(self) -> str:
         # A dot may be part of an interface's name, so slashes are what sysctl takes safely.
-        return f"sysctl -w {self.key}={self.value}"
+        return " ".join(["sysctl -w", *(f"{key}={value}" for key, value in self._all)])
+
+    @property
+    def _all(self) -> tuple[tuple[str, str], ...]:
+        return (self.key, self.value), *self.then
 
     def perform(self, netlink: Netlink) -> None:
-        sysctl.write(self.key, self.value)
+        for key, value in self._all:
+            sysctl.write(key, value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +268,9 @@ def removal(observed: Observed, original_sysctls: Mapping[str, str]) -> list[Ste
         now = sysctl.read(key)
         # A key that is gone went with its interface.
         if now is not None and now != value:
-            steps.append(Step(SetSysctl(key, value), SetSysctl(key, now)))
+            swept = sysctl.swept_by(key)
+            then = tuple((one, original_sysctls[one]) for one in swept if one in original_sysctls)
+            steps.append(Step(SetSysctl(key, value, then), _set_again(key, now)))
     return steps
 
 
@@ -252,7 +283,7 @@ def perform(steps: Iterable[Step], netlink: Netlink) -> None:
     for step in steps:
         try:
             step.change.perform(netlink)
-        except Error as refusal:
+        except Exception as refusal:
             left = _undo(done, netlink)
             what = step.line.splitlines()[0]
             raise KernelError(
@@ -267,7 +298,7 @@ def _undo(done: list[Step], netlink: Netlink) -> str:
     for step in reversed(done):
         try:
             step.undo.perform(netlink)
-        except Error as refusal:
+        except Exception as refusal:
             left.append(f"{step.undo.line.splitlines()[0]}: {refusal}")
     return "; ".join(left)
 
@@ -278,8 +309,13 @@ def _sysctl_steps(observed: Observed, plan: Plan) -> list[Step]:
         now = observed.sysctls.get(wanted.key)
         if now is None or now == wanted.value or (wanted.only_from and now != wanted.only_from):
             continue
-        steps.append(Step(SetSysctl(wanted.key, wanted.value), SetSysctl(wanted.key, now)))
+        steps.append(Step(SetSysctl(wanted.key, wanted.value), _set_again(wanted.key, now)))
     return steps
+
+
+def _set_again(key: str, value: str) -> SetSysctl:
+    """What puts a setting back to its present value, and those that go along with it."""
+    return SetSysctl(key, value, tuple(sysctl.apart(key).items()))
 
 
 def _route_steps(observed: frozenset[Route], planned: frozenset[Route]) -> list[Step]:

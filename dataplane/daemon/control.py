@@ -1,6 +1,7 @@
 """The control socket: one JSON object a line in each direction. Every message is hostile.
 
-A request is {"ask": NAME, …}; the answer {"ok": true, "answer": …} or {"ok": false, "error": …}.
+A request is {"ask": NAME, …}; the answer {"ok": true, "answer": …}, or {"ok": false, "error": …,
+"exit": the status that the command should end with}.
 """
 
 from __future__ import annotations
@@ -8,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import grp
+import logging
 import os
 import socket
 import stat
+import struct
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -19,12 +22,16 @@ import msgspec
 
 from dataplane.errors import DaemonError, Error, MachineError
 
+log = logging.getLogger("evenlink")
+
 # A thousand flows a request, with room for the longest addresses.
 LONGEST_REQUEST = 256 * 1024
 MOST_FLOWS = 1024
 # An answer to a thousand flows takes about a megabyte.
 LONGEST_ANSWER = 16 * 1024 * 1024
 IDLE_TIMEOUT_S = 30.0
+# Beyond this many, whoever has been silent longest has to go: descriptors are finite.
+MOST_CONNECTIONS = 64
 
 
 class Status(msgspec.Struct, tag="status", tag_field="ask", forbid_unknown_fields=True):
@@ -59,11 +66,18 @@ class ControlServer:
         self._path = path
         self._group = group
         self._handler = handler
+        self._listening: socket.socket | None = None
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
+        # Those that owe us a request, the one that has been silent longest first.
+        self._silent: dict[asyncio.Task[None], None] = {}
 
-    async def start(self) -> None:
-        """Binds and listens. MachineError if the path or the group cannot be used."""
+    def bind(self) -> None:
+        """Takes the path. MachineError if it or the group cannot be used.
+
+        A socket that is there already is a dead daemon's: the caller holds the locks of the
+        state directory and of the network namespace.
+        """
         try:
             group_id = grp.getgrnam(self._group).gr_gid if self._group else -1
         except KeyError:
@@ -77,37 +91,58 @@ class ControlServer:
                 listening.bind(str(self._path))
             finally:
                 os.umask(mask)
+            self._listening = listening
             if group_id >= 0:
                 os.chown(self._path, -1, group_id)
                 self._path.chmod(0o660)
+        except FileExistsError:
+            listening.close()
+            raise MachineError(
+                f"control_socket {self._path}: {self._path.parent} is no directory"
+            ) from None
         except OSError as refusal:
             listening.close()
             raise MachineError(f"control_socket {self._path}: {refusal.strerror}") from refusal
-        self._server = await asyncio.start_unix_server(
-            self._serve, sock=listening, limit=LONGEST_REQUEST
-        )
+        except MachineError:
+            listening.close()
+            raise
 
     def _clear(self) -> None:
-        """Removes a dead daemon's socket. That no living one has it, the state lock has said."""
         with contextlib.suppress(FileNotFoundError):
-            if not stat.S_ISSOCK(self._path.stat().st_mode):
+            if not stat.S_ISSOCK(self._path.lstat().st_mode):
                 raise MachineError(f"control_socket {self._path}: is there and is no socket")
             self._path.unlink()
 
+    async def start(self) -> None:
+        """Answers from now on. Comes after `bind`."""
+        self._server = await asyncio.start_unix_server(
+            self._serve, sock=self._listening, limit=LONGEST_REQUEST
+        )
+
     async def close(self) -> None:
+        """Removes the socket and hangs up on everybody."""
         if self._server:
             self._server.close()
-            self._path.unlink(missing_ok=True)
+        if self._listening:
+            self._listening.close()
+            with contextlib.suppress(OSError):
+                self._path.unlink(missing_ok=True)
         for connection in self._connections:
             connection.cancel()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None, "streams call back within a task"
+        if len(self._connections) >= MOST_CONNECTIONS and self._silent:
+            longest = next(iter(self._silent))
+            del self._silent[longest]
+            longest.cancel()
         self._connections.add(task)
         try:
             while True:
+                self._silent[task] = None
                 line = await asyncio.wait_for(reader.readline(), IDLE_TIMEOUT_S)
+                self._silent.pop(task, None)
                 if not line:
                     return
                 writer.write(msgspec.json.encode(await self._answer(line)) + b"\n")
@@ -116,6 +151,7 @@ class ControlServer:
             # Too long a line, a silent or a vanished peer: nothing is owed to it.
             return
         finally:
+            self._silent.pop(task, None)
             self._connections.discard(task)
             writer.close()
 
@@ -125,10 +161,22 @@ class ControlServer:
             if isinstance(request, Explain) and len(request.flows) > MOST_FLOWS:
                 raise DaemonError(f"expected at most {MOST_FLOWS} flows, got {len(request.flows)}")
             return {"ok": True, "answer": await self._handler(request)}
-        except (msgspec.DecodeError, RecursionError) as fault:
-            return {"ok": False, "error": f"not a request: {fault}"}
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as fault:
+            return {"ok": False, "error": f"not a request: {fault}", "exit": 2}
         except Error as fault:
-            return {"ok": False, "error": str(fault)}
+            return {"ok": False, "error": str(fault), "exit": fault.exit_status}
+        except Exception as fault:
+            log.exception("a request could not be answered")
+            return {"ok": False, "error": f"not answered: {fault or type(fault).__name__}"}
+
+
+class _Answer(msgspec.Struct):
+    """`exit` is the status that the command ends with where the request is refused."""
+
+    ok: bool
+    answer: Any = None
+    error: str = ""
+    exit: int = DaemonError.exit_status
 
 
 class NoDaemonError(DaemonError):
@@ -138,9 +186,12 @@ class NoDaemonError(DaemonError):
 def ask(path: Path, request: Request, timeout_s: float = 30.0) -> Any:
     """Sends one request and returns its answer. DaemonError if it is refused or not answered."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(timeout_s)
+        # A busy daemon's backlog is waited for only by a connect that blocks, this long at most.
+        limit = struct.pack("@ll", int(timeout_s), 0)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         try:
             connection.connect(str(path))
+            connection.settimeout(timeout_s)
         except (FileNotFoundError, ConnectionRefusedError):
             raise NoDaemonError(
                 f"no daemon listens on {path}; start one with `evenlink run`"
@@ -157,7 +208,12 @@ def ask(path: Path, request: Request, timeout_s: float = 30.0) -> Any:
                 data += piece
         except OSError as refusal:
             raise DaemonError(f"{path}: {refusal.strerror or refusal}") from refusal
-    answer = msgspec.json.decode(bytes(data))
-    if not answer["ok"]:
-        raise DaemonError(answer["error"])
-    return answer["answer"]
+    try:
+        answer = msgspec.json.decode(bytes(data), type=_Answer)
+    except (msgspec.DecodeError, RecursionError):
+        raise DaemonError(f"{path}: whoever listens there is no evenlink daemon") from None
+    if not answer.ok:
+        refused = DaemonError(answer.error)
+        refused.exit_status = answer.exit
+        raise refused
+    return answer.answer

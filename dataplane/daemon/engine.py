@@ -46,6 +46,7 @@ class Worker(Protocol):
     def number(self) -> int: ...
     def granted(self) -> Granted: ...
     def run(self) -> None: ...
+    def serving(self) -> bool: ...
     def stop(self) -> None: ...
     def close(self) -> None: ...
     def swap(self, program: Program) -> None: ...
@@ -78,9 +79,10 @@ class CallbackWorker:
         self._length = length
         self._classifier = Classifier(program)
         self._orders = {program.serial: 0}
+        self._highest = program.serial
         self._order = self._passed = self._batches = 0
         self._outside = True
-        self._stopping = self._leave = False
+        self._stopping = self._leave = self._serving = False
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
             self._queue, self._granted = bind_queue(
@@ -105,6 +107,7 @@ class CallbackWorker:
         ready.register(self._wake, select.POLLIN)
         try:
             self._gate(self._length)
+            self._serving = True
             while not self._stopping:
                 self._serve()
                 self._outside = True
@@ -114,9 +117,12 @@ class CallbackWorker:
             self._serve()
         finally:
             self._outside = True
-            self._stopping = self._leave = False
+            self._stopping = self._leave = self._serving = False
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._wake)
+
+    def serving(self) -> bool:
+        return self._serving
 
     def stop(self) -> None:
         self._stopping = self._leave = True
@@ -132,12 +138,15 @@ class CallbackWorker:
 
     def swap(self, program: Program) -> None:
         self._classifier.swap(program)
+        self._orders = {old: at for old, at in self._orders.items() if at > self._passed}
         self._orders[program.serial] = self._order + 1
+        self._highest = max(self._highest, program.serial)
         self._order += 1  # after the program: a verdict of this order is made by it or a later one
 
     def passed(self, serial: int) -> bool:
-        order = self._orders[serial]
-        return self._outside or self._passed >= order
+        if serial > self._highest:
+            raise ValueError(f"program {serial} was never given to queue {self.number}")
+        return self._outside or self._passed >= self._orders.get(serial, 0)
 
     def counters(self) -> Counters:
         decided = self._classifier.counters()
@@ -154,7 +163,6 @@ class CallbackWorker:
             "recv_errors": 0,
             "send_retries": 0,
             "unknown_messages": 0,
-            "foreign_messages": 0,
         }
 
     def _serve(self) -> None:
@@ -221,13 +229,16 @@ class QueueEngine:
             raise
 
     def start(self) -> None:
-        """Start a thread a queue."""
+        """Start a thread a queue; returns when each one serves, or has died (see `alive`)."""
         for worker in self._workers:
             thread = threading.Thread(
                 target=self._run, args=(worker,), name=f"queue-{worker.number}", daemon=True
             )
             self._threads.append(thread)
             thread.start()
+        for worker, thread in zip(self._workers, self._threads, strict=True):
+            while thread.is_alive() and not worker.serving():
+                time.sleep(_POLL_S)
 
     def alive(self) -> bool:
         """Every worker is serving."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dataplane.config.model import Config
-from dataplane.daemon.apply import Step, difference, observe
+from dataplane.daemon.apply import Step, check_mask, difference, observe
 from dataplane.daemon.look import Machine, running_table
 from dataplane.decide.balance import all_alive, without
 from dataplane.decide.explain import Situation, explain, parse_flow
@@ -38,6 +38,7 @@ def steps_on_this_machine(config: Config) -> tuple[list[Step], list[str]]:
             raise MachineError("\n".join(found))
         plan = make_wish(config, facts, key, state.ids, running_table(state)).plan()
         observed = observe(machine.netlink, (one.key for one in plan.sysctls))
+        check_mask(observed, config.mark_mask)
         return difference(observed, plan, state.listing), remarks
     finally:
         machine.close()

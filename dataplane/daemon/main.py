@@ -17,7 +17,7 @@ from dataplane.config.load import read_file
 from dataplane.config.model import Config
 from dataplane.daemon.control import ControlServer, Explain, Reload, Request, Status, Stop
 from dataplane.daemon.router import Router
-from dataplane.errors import Error
+from dataplane.errors import DaemonError, Error
 from dataplane.system.netlink import ChangeListener
 
 log = logging.getLogger("evenlink")
@@ -38,9 +38,10 @@ def run(path: Path) -> int:
     config = read_file(path)
     logging.basicConfig(
         stream=sys.stderr,
-        level=config.log_level.upper(),
         format="%(asctime)s evenlink %(levelname)s: %(message)s",
     )
+    # Only ours: what the libraries tell at this level is no operator's business.
+    log.setLevel(config.log_level.upper())
     return asyncio.run(_Daemon(path, config).serve())
 
 
@@ -69,14 +70,18 @@ class _Daemon:
         loop.add_signal_handler(signal.SIGTERM, self._end, None)
         loop.add_signal_handler(signal.SIGINT, self._end, True)
         loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(self._reload_by_signal()))
-        listener = ChangeListener()
-        await self._call(self._router.start)
-        control = ControlServer(
-            self._router.config.control_socket, self._router.config.control_group, self._answer
-        )
+        await self._call(self._router.claim)
+        config = self._router.config
+        control = ControlServer(config.control_socket, config.control_group, self._answer)
+        listener: ChangeListener | None = None
         tasks: list[asyncio.Task[None]] = []
-        undo = True
+        # None: nothing has been applied yet, and what an earlier run left stays as it is.
+        undo: bool | None = None
         try:
+            control.bind()
+            listener = ChangeListener()
+            await self._call(self._router.start)
+            undo = True
             await control.start()
             for one in listener.sockets:
                 loop.add_reader(one, self._told, listener, one)
@@ -86,10 +91,13 @@ class _Daemon:
         finally:
             for task in tasks:
                 task.cancel()
-            for one in listener.sockets:
-                loop.remove_reader(one)
-            listener.close()
-            if not self._stopped:
+            if listener:
+                for one in listener.sockets:
+                    loop.remove_reader(one)
+                listener.close()
+            if undo is None:
+                await self._call(self._router.release)
+            elif not self._stopped:
                 await self._call(self._router.stop, undo)
             await control.close()
             self._thread.shutdown()
@@ -124,16 +132,23 @@ class _Daemon:
                 await asyncio.wait_for(self._changed.wait(), LOOK_EVERY_S)
                 await asyncio.sleep(SETTLE_S)
             self._changed.clear()
-            try:
-                await self._call(self._router.refresh)
-            except Error as fault:
-                log.error("%s", fault)
+            if not self._stopped:
+                await self._survive(self._router.refresh)
             await asyncio.sleep(LOOK_PAUSE_S)
 
     async def _sample(self) -> None:
         while True:
-            await self._call(self._router.sample)
+            await self._survive(self._router.sample)
             await asyncio.sleep(SAMPLE_EVERY_S)
+
+    async def _survive(self, what: Callable[[], None]) -> None:
+        """Whatever goes wrong in one look, the next one is taken."""
+        try:
+            await self._call(what)
+        except Error as fault:
+            log.error("%s", fault)
+        except Exception:
+            log.exception("looking at the machine failed; the daemon goes on")
 
     async def _reload_by_signal(self) -> None:
         try:
@@ -144,10 +159,12 @@ class _Daemon:
     async def _reload(self) -> None:
         config = read_file(self._path)
         await self._call(self._router.reload, config)
-        logging.getLogger().setLevel(config.log_level.upper())
+        log.setLevel(config.log_level.upper())
         log.info("reloaded %s", self._path)
 
     async def _answer(self, request: Request) -> Any:
+        if self._stopped:
+            raise DaemonError("the daemon is ending")
         match request:
             case Status():
                 return await self._call(self._router.status)
@@ -158,6 +175,8 @@ class _Daemon:
                 return {}
             case Stop(undo):
                 self._stopped = True
-                await self._call(self._router.stop, undo)
-                self._end(undo)
+                try:
+                    await self._call(self._router.stop, undo)
+                finally:
+                    self._end(undo)
                 return {}

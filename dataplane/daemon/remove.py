@@ -6,9 +6,8 @@ from pathlib import Path
 
 from dataplane.daemon.apply import Step, observe, perform, removal
 from dataplane.daemon.control import NoDaemonError, Stop, ask
-from dataplane.decide.facts import FAMILIES
 from dataplane.errors import MachineError
-from dataplane.system import capabilities, iptables
+from dataplane.system import alone, capabilities, iptables
 from dataplane.system.netlink import Netlink
 from dataplane.system.state import State, StateDirectory
 
@@ -29,10 +28,12 @@ def remove(state_dir: Path, control_socket: Path) -> list[str]:
         pass
     directory = StateDirectory(state_dir)
     holder = directory.holder()
-    if holder and not done:
+    if holder is None:
+        holder = alone.holder()
+    if holder is not None and not done:
         raise MachineError(
-            f"process {holder} holds {state_dir} but does not answer on {control_socket}; "
-            "end it first"
+            f"an evenlink daemon (process {holder}) runs, but does not answer on "
+            f"{control_socket}; end it first, or name its file with --config"
         )
     try:
         state = directory.load()
@@ -46,8 +47,6 @@ def remove(state_dir: Path, control_socket: Path) -> list[str]:
     finally:
         netlink.close()
     done += [step.line.splitlines()[0] for step in steps]
-    for family in FAMILIES:
-        if family not in state.mangle_before:
-            iptables.delete_empty_mangle(family)
+    iptables.tidy(state.mangle_before)
     directory.remove()
     return done

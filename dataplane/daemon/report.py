@@ -8,9 +8,9 @@ from typing import Any
 
 from dataplane.daemon.engine import QueueEngine
 from dataplane.decide.balance import weights
+from dataplane.decide.chains import FALLBACK_COUNTER, WRONG_SOURCE_COUNTER
 from dataplane.decide.facts import FAMILIES
 from dataplane.decide.marks import Marks
-from dataplane.decide.ruleset import FALLBACK_COUNTER, WRONG_SOURCE_COUNTER
 from dataplane.decide.wish import Wish
 from dataplane.system import conntrack, nft
 

@@ -5,6 +5,7 @@ Only the queue workers run beside it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ import msgspec
 
 from dataplane.config.model import Config
 from dataplane.daemon.apply import difference as steps_between
-from dataplane.daemon.apply import observe, perform, removal
+from dataplane.daemon.apply import check_mask, observe, perform, removal
 from dataplane.daemon.engine import QueueEngine
 from dataplane.daemon.look import Machine, running_table
 from dataplane.daemon.report import RateMeter, status_report
@@ -26,9 +27,10 @@ from dataplane.decide.fit import misfits
 from dataplane.decide.liveness import LinkState
 from dataplane.decide.marks import Marks
 from dataplane.decide.wish import Wish, make_wish
-from dataplane.errors import Error, MachineError
+from dataplane.errors import Error, MachineError, UsageError
 from dataplane.hotpath import Classifier, Program
 from dataplane.system import capabilities, conntrack, iptables, sysctl
+from dataplane.system.alone import NamespaceLock
 from dataplane.system.state import State, StateDirectory
 
 log = logging.getLogger("evenlink")
@@ -53,6 +55,7 @@ class Router:
 
     def __init__(self, config: Config) -> None:
         self._directory = StateDirectory(config.state_dir)
+        self._alone = NamespaceLock()
         self._machine_if_started: Machine | None = None
         self._rates = RateMeter()
         self._state = State()
@@ -78,8 +81,11 @@ class Router:
     def config(self) -> Config:
         return self._config
 
-    def start(self) -> None:
-        """Binds the queues, then makes the kernel what the plan says."""
+    def claim(self) -> None:
+        """Takes the state directory and the network namespace for this process.
+
+        MachineError if the right to do so is missing, or another daemon has them.
+        """
         lacking = capabilities.missing()
         if lacking:
             raise MachineError(
@@ -88,11 +94,26 @@ class Router:
             )
         self._directory.lock()
         try:
+            self._alone.take()
+        except BaseException:
+            self._directory.unlock()
+            raise
+
+    def release(self) -> None:
+        """Gives back what `claim` took. Again does nothing."""
+        self._alone.release()
+        self._directory.unlock()
+        if self._machine_if_started:
+            self._machine_if_started.close()
+            self._machine_if_started = None
+
+    def start(self) -> None:
+        """Binds the queues, then makes the kernel what the plan says. Comes after `claim`."""
+        try:
             self._start()
         except BaseException:
             if self._engine:
                 self._engine.stop()
-            self._directory.unlock()
             raise
 
     def _start(self) -> None:
@@ -105,22 +126,26 @@ class Router:
         wish = make_wish(self._config, facts, key, before.ids, running_table(before))
         self._engine = QueueEngine(self._config.queue, Program(wish.program()))
         self._engine.start()
-        had_nothing = observe(self._machine.netlink, ()).empty
+        observed = observe(self._machine.netlink, ())
+        check_mask(observed, self._config.mark_mask)
+        had_nothing = observed.empty
         self._state = replace_state(before, wish)
         if had_nothing and not before.sysctls:
-            families = tuple(sorted(iptables.mangle_tables()))
-            self._state = _with(self._state, mangle_before=families)
+            chains = tuple(sorted(iptables.mangle_chains()))
+            self._state = _with(self._state, mangle_before=chains)
         try:
             self._apply(wish)
-        except Error:
+        except Exception:
             if had_nothing:
-                self._remove_empty_tables()
-                self._directory.remove()
+                # The steps are undone already, unless it was what comes after them that failed.
+                with contextlib.suppress(Error):
+                    self._undo()
             raise
         self._adopt(wish)
 
     def refresh(self) -> None:
         """Looks at the machine again: follows its links, and mends what another hand undid."""
+        self._alone.hang_up()
         old = self.wish
         facts = self._machine.look(self._config)
         wish = make_wish(self._config, facts, old.key, old.ids, old.home)
@@ -137,7 +162,8 @@ class Router:
 
     def reload(self, config: Config) -> None:
         """Takes a new file without losing a packet; a refusal leaves the old one in force."""
-        for name in ("state_dir", "control_socket", "control_group"):
+        # A mark is read by the mask that wrote it, so that goes with the connections.
+        for name in ("state_dir", "control_socket", "control_group", "mark_mask"):
             if getattr(config, name) != getattr(self._config, name):
                 raise MachineError(f"{name}: cannot change while running; restart instead")
         old = self.wish
@@ -146,7 +172,7 @@ class Router:
         if found:
             raise MachineError("\n".join(found))
         key = self._directory.key(config.key)
-        wish = make_wish(config, facts, key, old.ids, old.home)
+        wish = make_wish(config, facts, key, self._state.ids, old.home)
         old_config, self._config = self._config, config
         try:
             if config.queue != old_config.queue:
@@ -166,19 +192,13 @@ class Router:
         finally:
             if self._engine:
                 self._engine.stop()
-            self._directory.unlock()
-            self._machine.close()
+            self.release()
 
     def _undo(self) -> None:
         netlink = self._machine.netlink
         perform(removal(observe(netlink, ()), self._state.sysctls), netlink)
-        self._remove_empty_tables()
+        iptables.tidy(self._state.mangle_before)
         self._directory.remove()
-
-    def _remove_empty_tables(self) -> None:
-        for family in FAMILIES:
-            if family not in self._state.mangle_before:
-                iptables.delete_empty_mangle(family)
 
     def _replace_engine(self, wish: Wish, old_config: Config) -> None:
         """Between two listeners the kernel settles connections itself."""
@@ -231,8 +251,10 @@ class Router:
         originals = dict(self._state.sysctls)
         for one in wish.plan().sysctls:
             now = sysctl.read(one.key)
-            if now is not None:
-                originals.setdefault(one.key, now)
+            if now is not None and one.key not in originals:
+                originals[one.key] = now
+                if now != one.value:
+                    originals |= sysctl.apart(one.key)
         self._state = _with(self._state, sysctls=originals)
         self._directory.store(self._state)
         for step in steps:
@@ -277,7 +299,7 @@ class Router:
         wish = self.wish
         for name in dead:
             if name not in wish.ids:
-                raise MachineError(f"--dead: there is no link {name!r}; {', '.join(wish.ids)}")
+                raise UsageError(f"--dead: there is no link {name!r}; {', '.join(wish.ids)}")
         states: Mapping[str, LinkState] = without(wish.states, dead)
         tables = family_tables(wish.config, wish.home, states)
         block = program_block(wish.config, wish.ids, tables, wish.key)
@@ -289,7 +311,7 @@ class Router:
             try:
                 flow = parse_flow(words)
             except ValueError as fault:
-                raise MachineError(f"{' '.join(words)}: {fault}") from fault
+                raise UsageError(f"explain: {' '.join(words)}: {fault}") from fault
             destination = self._machine.netlink.destination(
                 str(flow.destination), marks.mark(marks.ask)
             )
@@ -299,9 +321,10 @@ class Router:
 
 def replace_state(state: State, wish: Wish) -> State:
     """What has to be known later of this wish."""
+    numbers = set(wish.ids.values())
     return _with(
         state,
-        ids=dict(state.ids) | dict(wish.ids),
+        ids={name: n for name, n in state.ids.items() if n not in numbers} | dict(wish.ids),
         home_links=wish.home.links,
         home_slots=wish.home.slots,
     )

@@ -37,9 +37,7 @@ def _gateways(link: Link, interface: InterfaceFacts) -> list[str]:
         if not isinstance(gateway, IPv4Address | IPv6Address) or gateway.is_link_local:
             continue
         networks = [
-            address.network
-            for address in interface.addresses
-            if address.version == gateway.version
+            address.network for address in interface.addresses if address.version == gateway.version
         ]
         if not networks or interface.point_to_point:
             continue

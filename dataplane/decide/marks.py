@@ -69,15 +69,17 @@ class Marks:
         return (mark & self.mask) >> self.shift
 
 
-def number_links(names: Sequence[str], known: Mapping[str, int]) -> dict[str, int]:
-    """A number for each link, from 1; links that have one keep it, since connections carry it.
+def number_links(names: Sequence[str], known: Mapping[str, int], last: int) -> dict[str, int]:
+    """A number from 1 to `last` for each of at most `last` links.
 
-    A number that some known link has is not given to another, even if that link is not in `names`.
+    Links that have one keep it, since connections carry it. The number of a known link that is not
+    in `names` is given to another only when no other is left.
     """
-    numbers = {name: known[name] for name in names if name in known}
-    taken = set(known.values())
-    free = (number for number in range(1, 256) if number not in taken)
+    numbers: dict[str, int] = {}
     for name in names:
-        if name not in numbers:
-            numbers[name] = next(free)
-    return numbers
+        number = known.get(name, 0)
+        if 1 <= number <= last and number not in numbers.values():
+            numbers[name] = number
+    free = [number for number in range(1, last + 1) if number not in numbers.values()]
+    free.sort(key=lambda number: number in known.values())
+    return numbers | dict(zip((name for name in names if name not in numbers), free, strict=False))

@@ -13,6 +13,7 @@ from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from dataplane.config.model import Fields
@@ -199,11 +200,12 @@ def _ranges(
         for start, _ in boundaries:
             starts.extend((start >> 64, start & 0xFFFFFFFFFFFFFFFF))
 
-    index, at = array("I"), 0
-    for top in range(65536):
-        while at + 1 < len(boundaries) and boundaries[at + 1][0] <= top << bits - 16:
-            at += 1
-        index.append(at)
+    # Range n holds the addresses top << (bits - 16) of all tops from its own first one up to the
+    # next range's.
+    tops = [-(-start >> (bits - 16)) for start, _ in boundaries]
+    index = array("I")
+    for number, (top, end) in enumerate(pairwise([*tops, 65536])):
+        index.extend(array("I", [number]) * (end - top))
     index.append(len(boundaries) - 1)
     return starts, held, index
 

@@ -1,46 +1,33 @@
-"""Plan -> the text of our one nft table, chain by chain in the order that a packet meets them.
+"""Plan -> the text of our one nft table.
 
-Every chain that sets a mark is one small chain a decision, reached through a verdict map, since
-nft 1.0.6 cannot combine two registers bitwise. The text replaces rules and chains and leaves the
-sets of remembered pairs and the counters as they are.
+The text replaces rules and chains and leaves the sets of remembered pairs and the counters as they
+are.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection
 
-from dataplane.config.model import Fields, Nat, QueueMode
+from dataplane.decide.chains import (
+    FALLBACK_COUNTER,
+    PAIR_TIMEOUT,
+    WRONG_SOURCE_COUNTER,
+    all_chains,
+    pair_set,
+    remembers_pairs,
+)
 from dataplane.decide.facts import Family
-from dataplane.decide.plan import Plan, PlannedLink, slots_balanced, uses_nat
+from dataplane.decide.plan import Plan
 
 TABLE = "evenlink"
-FALLBACK_COUNTER = "fallback"
-WRONG_SOURCE_COUNTER = "wrong_source"
 # For each link and family. A full set refuses more, and what it refuses is settled by jhash.
 REMEMBERED_PAIRS = 65536
-PAIR_TIMEOUT = "10m"
 
-_ADDRESS = {4: "ip", 6: "ip6"}
 _TYPE = {4: "ipv4_addr", 6: "ipv6_addr"}
-_NFPROTO = {4: "meta nfproto ipv4", 6: "meta nfproto ipv6"}
-_PORT_PROTOCOLS = "meta l4proto { tcp, udp, udplite, sctp, dccp }"
-_HASHED: dict[Fields, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    Fields.BOTH_ADDRESSES: (("saddr", "daddr"), ()),
-    Fields.BOTH_PORTS: ((), ("sport", "dport")),
-    Fields.BOTH_ADDRESSES_AND_PORTS: (("saddr", "daddr"), ("sport", "dport")),
-    Fields.SRC_ADDRESS: (("saddr",), ()),
-    Fields.SRC_PORT: ((), ("sport",)),
-    Fields.SRC_ADDRESS_AND_PORT: (("saddr",), ("sport",)),
-    Fields.DST_ADDRESS: (("daddr",), ()),
-    Fields.DST_PORT: ((), ("dport",)),
-    Fields.DST_ADDRESS_AND_PORT: (("daddr",), ("dport",)),
-}
 
 
-def render(
-    plan: Plan, chains_there: Collection[str] = (), sets_there: Collection[str] = ()
-) -> str:
+def render(plan: Plan, chains_there: Collection[str] = (), sets_there: Collection[str] = ()) -> str:
     """The nft commands that make the table what the plan says, in one transaction.
 
     What was seen in our table is named by `chains_there` and `sets_there`; what the plan has not
@@ -48,14 +35,12 @@ def render(
     a later look tells whether the table is this one. Pairs are forgotten when the plan is another:
     slots may have moved since.
     """
-    chains = _chains(plan)
+    chains = all_chains(plan)
     wanted_sets = {name for name, _ in _pair_sets(plan)}
     lines = [f"add table inet {TABLE}", f"flush table inet {TABLE}"]
     stale = set(chains_there) - {name for name, _ in chains} - {digest_chain(plan)}
     lines += [f"delete chain inet {TABLE} {name}" for name in sorted(stale)]
-    lines += [
-        f"delete set inet {TABLE} {name}" for name in sorted(set(sets_there) - wanted_sets)
-    ]
+    lines += [f"delete set inet {TABLE} {name}" for name in sorted(set(sets_there) - wanted_sets)]
     if digest_chain(plan) not in chains_there:
         lines += [
             f"flush set inet {TABLE} {name}" for name in sorted(set(sets_there) & wanted_sets)
@@ -65,13 +50,8 @@ def render(
 
 def digest_chain(plan: Plan) -> str:
     """The name of the empty chain that says which plan the table holds."""
-    text = _table(plan, _chains(plan), tagged=False)
+    text = _table(plan, all_chains(plan), tagged=False)
     return "plan_" + hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def remembers_pairs(plan: Plan) -> bool:
-    """Whether a pair's link is worth remembering: not where ports take part in the hash."""
-    return not _HASHED[plan.balance.fields][1]
 
 
 def _table(plan: Plan, chains: list[tuple[str, list[str]]], tagged: bool = True) -> str:
@@ -103,389 +83,5 @@ def _pair_sets(plan: Plan) -> list[tuple[str, Family]]:
     if not remembers_pairs(plan):
         return []
     return [
-        (f"pairs{family}_{planned.id}", family)
-        for family in plan.families
-        for planned in plan.links
+        (pair_set(planned, family), family) for family in plan.families for planned in plan.links
     ]
-
-
-def _chains(plan: Plan) -> list[tuple[str, list[str]]]:
-    """All chains; those that are jumped to come before those that jump."""
-    chains = [*_mark_chains(plan), *_link_chains(plan)]
-    chains += [
-        ("adopt", _adopt(plan)),
-        ("inbound", _inbound(plan)),
-        ("exempt", _exempt()),
-        ("settle", _settle(plan)),
-        ("prerouting_restore", _prerouting_restore(plan)),
-    ]
-    if plan.native_queue:
-        chains.append(("prerouting_queue", _queue(plan, "prerouting")))
-    chains.append(("prerouting_settle", _settle_hook(plan, "filter", "prerouting")))
-    chains.append(("output_restore", _output_restore(plan)))
-    if plan.balance_own:
-        chains.append(("output_ask", _output_ask(plan)))
-        if plan.native_queue:
-            chains.append(("output_queue", _queue(plan, "output")))
-        chains.append(("output_settle", _settle_hook(plan, "route", "output")))
-    clamped = _forward_mss(plan)
-    if clamped:
-        chains.append(("forward_mss", clamped))
-    chains.append(("postrouting_save", _postrouting_save(plan)))
-    chains.append(("postrouting_nat", _postrouting_nat(plan)))
-    chains.append(("postrouting_guard", _postrouting_guard(plan)))
-    return chains
-
-
-def _base(kind: str, hook: str, priority: str) -> str:
-    return f"type {kind} hook {hook} priority {priority}; policy accept;"
-
-
-def _set(register: str, plan: Plan, mark: int) -> str:
-    return f"{register} mark set {register} mark & {plan.marks.others:#010x} | {mark:#010x}"
-
-
-def _ours(register: str, plan: Plan) -> str:
-    return f"{register} mark & {plan.marks.mask:#010x}"
-
-
-def _decided(plan: Plan) -> str:
-    return f"{_ours('meta', plan)} != 0x00000000"
-
-
-def _names(names: Iterable[str]) -> str:
-    return "{ " + ", ".join(f'"{name}"' for name in dict.fromkeys(names)) + " }"
-
-
-def _link_interfaces(plan: Plan) -> str:
-    return _names(planned.link.interface for planned in plan.links)
-
-
-def _mark_chains(plan: Plan) -> list[tuple[str, list[str]]]:
-    """One chain a decision, which puts it into the packet's mark."""
-    decisions = [(f"mark_{planned.id}", planned.mark) for planned in plan.links]
-    decisions.append(("mark_main", plan.marks.mark(plan.marks.main)))
-    decisions.append(("mark_reject", plan.marks.mark(plan.marks.reject)))
-    return [(name, [_set("meta", plan, mark), "accept"]) for name, mark in decisions]
-
-
-def _restore_map(plan: Plan) -> str:
-    entries = [f"{planned.mark:#010x} : goto mark_{planned.id}" for planned in plan.links]
-    entries.append(f"{plan.marks.mark(plan.marks.main):#010x} : goto mark_main")
-    entries.append(f"{plan.marks.mark(plan.marks.reject):#010x} : goto mark_reject")
-    return f"{_ours('ct', plan)} vmap {{ {', '.join(entries)} }}"
-
-
-def _link_chains(plan: Plan) -> list[tuple[str, list[str]]]:
-    """Three chains a link: a connection that came in by it, an older one, one that leaves by it."""
-    chains = []
-    for planned in plan.links:
-        save = _set("ct", plan, planned.mark)
-        leave = [save]
-        if remembers_pairs(plan):
-            for family in plan.families:
-                address = _ADDRESS[family]
-                pair = f"ct original {address} saddr . ct original {address} daddr"
-                leave.append(
-                    f"ct state new ct direction original {_NFPROTO[family]} "
-                    f"update @pairs{family}_{planned.id} {{ {pair} timeout {PAIR_TIMEOUT} }}"
-                )
-        chains.append((f"inbound_{planned.id}", [save, "accept"]))
-        chains.append((f"adopt_{planned.id}", [save, _set("meta", plan, planned.mark), "accept"]))
-        chains.append((f"leave_{planned.id}", [*leave, "accept"]))
-    return chains
-
-
-def _address_maps(plan: Plan, expression: Callable[[str], str], chain: str) -> list[str]:
-    """One verdict map a family from the links' own addresses to a chain a link."""
-    rules = []
-    for family in plan.families:
-        entries = [
-            f"{address} : goto {chain}_{planned.id}"
-            for planned in plan.links
-            for address in planned.own_addresses
-            if address.version == family
-        ]
-        if entries:
-            rules.append(f"{expression(_ADDRESS[family])} vmap {{ {', '.join(entries)} }}")
-    return rules
-
-
-def _adopt(plan: Plan) -> list[str]:
-    """Connections older than the table: known by the address that NAT gave or was asked for."""
-    return [
-        *_address_maps(plan, lambda ip: f"ct reply {ip} daddr", "adopt"),
-        *_address_maps(plan, lambda ip: f"ct original {ip} daddr", "adopt"),
-        "accept",
-    ]
-
-
-def _inbound(plan: Plan) -> list[str]:
-    """A new connection from outside keeps the link that it came by."""
-    rules = []
-    for planned in plan.links:
-        if planned.shared:
-            rules += [
-                f'iifname "{planned.link.interface}" ether saddr {mac} goto inbound_{planned.id}'
-                for mac in planned.gateway_macs
-            ]
-        else:
-            rules.append(f'iifname "{planned.link.interface}" goto inbound_{planned.id}')
-    return [*rules, "accept"]
-
-
-def _exempt() -> list[str]:
-    """What no balancing may touch, whatever the routes say."""
-    return [
-        "fib daddr type { local, broadcast, anycast, multicast } accept",
-        "ip saddr { 0.0.0.0, 169.254.0.0/16 } accept",
-        "ip daddr 169.254.0.0/16 accept",
-        "ip6 saddr { ::, fe80::/10 } accept",
-        "ip6 daddr fe80::/10 accept",
-        "udp dport { 67, 68, 546, 547 } accept",
-        "icmpv6 type { nd-router-solicit, nd-router-advert, nd-neighbor-solicit, "
-        "nd-neighbor-advert, nd-redirect, mld-listener-query, mld-listener-report, "
-        "mld-listener-done, mld2-listener-report, destination-unreachable, packet-too-big, "
-        "time-exceeded, parameter-problem } accept",
-    ]
-
-
-def _every(plan: Plan) -> bool:
-    return plan.queue.mode is QueueMode.EVERY
-
-
-def _prerouting_restore(plan: Plan) -> list[str]:
-    rules = [_base("filter", "prerouting", "mangle - 5")]
-    if 6 not in plan.families:
-        rules.append("meta nfproto ipv6 accept")
-    rules += [
-        f"iifname {_link_interfaces(plan)} ct state new {_ours('ct', plan)} == 0x00000000 "
-        "goto inbound",
-        f"iifname {_link_interfaces(plan)} accept",
-        *_exempt_marks(plan),
-        f"ct direction reply {_restore_map(plan)}" if _every(plan) else _restore_map(plan),
-        f"{_ours('ct', plan)} == 0x00000000 ct state {{ established, related }} goto adopt",
-        f"iifname != {_names(plan.lan)} accept",
-    ]
-    if not _every(plan):
-        rules.append("ct state != new accept")
-    rules += [
-        "jump exempt",
-        _set("meta", plan, plan.marks.mark(plan.marks.ask)),
-        "fib daddr . mark oif exists goto mark_main",
-    ]
-    pinned = [
-        f"{planned.link.prefix6} : goto mark_{planned.id}"
-        for planned in plan.links
-        if planned.link.prefix6 and planned.link.nat is not Nat.PREFIX
-    ]
-    if pinned and 6 in plan.families:
-        rules.append(f"ip6 saddr vmap {{ {', '.join(pinned)} }}")
-    return rules
-
-
-def _exempt_marks(plan: Plan) -> list[str]:
-    if not plan.exempt_marks:
-        return []
-    marks = ", ".join(f"{mark:#010x}" for mark in plan.exempt_marks)
-    return [f"meta mark {{ {marks} }} accept"]
-
-
-def _queue(plan: Plan, hook: str) -> list[str]:
-    queue = plan.queue
-    last = queue.number + queue.workers - 1
-    to = f"{queue.number}-{last}" if queue.workers > 1 else f"{queue.number}"
-    asked = f"{_ours('meta', plan)} == {plan.marks.mark(plan.marks.ask):#010x}"
-    return [_base("filter", hook, "mangle"), f"{asked} queue flags bypass to {to}"]
-
-
-def _settle_hook(plan: Plan, kind: str, hook: str) -> list[str]:
-    """A packet that still asks had no listener, met a full queue or could not be read."""
-    asked = f"{plan.marks.mark(plan.marks.ask):#010x}"
-    rules = [
-        _base(kind, hook, "mangle + 5"),
-        f"{_ours('meta', plan)} != {asked} accept",
-        f"counter name {FALLBACK_COUNTER}",
-    ]
-    if _every(plan):
-        rules.append(_restore_map(plan))
-    return [*rules, "goto settle"]
-
-
-def _settle(plan: Plan) -> list[str]:
-    """The pair's remembered link while it lives, else jhash with the same shares."""
-    rules = []
-    for family in plan.families:
-        address = _ADDRESS[family]
-        for planned in plan.links:
-            if remembers_pairs(plan) and planned.slots_of(family):
-                rules.append(
-                    f"{address} saddr . {address} daddr @pairs{family}_{planned.id} "
-                    f"goto mark_{planned.id}"
-                )
-    for family in plan.families:
-        if slots_balanced(plan, family):
-            rules += _jhash(plan, family)
-    return [*rules, "goto mark_main"]
-
-
-def _jhash(plan: Plan, family: Family) -> list[str]:
-    """jhash over the balance's own fields; over the addresses where a packet has no ports."""
-    address = _ADDRESS[family]
-    of_addresses, of_ports = _HASHED[plan.balance.fields]
-    shares, first = [], 0
-    for planned in plan.links:
-        count = planned.slots_of(family)
-        if count:
-            span = f"{first}-{first + count - 1}" if count > 1 else f"{first}"
-            shares.append(f"{span} : goto mark_{planned.id}")
-            first += count
-    rules = []
-    for match, ports in ((_PORT_PROTOCOLS, of_ports), ("", ())) if of_ports else (("", ()),):
-        addresses = of_addresses or (() if ports else ("saddr", "daddr"))
-        hashed = [f"{address} {name}" for name in addresses] + [f"th {name}" for name in ports]
-        prefix = f"{_NFPROTO[family]} {match} " if match else f"{_NFPROTO[family]} "
-        rules.append(
-            f"{prefix}jhash {' . '.join(hashed)} mod 65536 seed {plan.seed:#x} "
-            f"vmap {{ {', '.join(shares)} }}"
-        )
-    return rules
-
-
-def _output_restore(plan: Plan) -> list[str]:
-    """The router's own packets. A socket that set our bits itself has chosen its link."""
-    rules = [_base("route", "output", "mangle - 5")]
-    if 6 not in plan.families:
-        rules.append("meta nfproto ipv6 accept")
-    return [
-        *rules,
-        f"{_decided(plan)} accept",
-        *_exempt_marks(plan),
-        _restore_map(plan),
-        "ct state { established, related } goto adopt",
-        *_address_maps(plan, lambda ip: f"{ip} saddr", "mark"),
-    ]
-
-
-def _output_ask(plan: Plan) -> list[str]:
-    """Apart from restore, since a change of mark in a route chain would be routed at once."""
-    rules = [_base("filter", "output", "mangle - 4")]
-    if 6 not in plan.families:
-        rules.append("meta nfproto ipv6 accept")
-    return [
-        *rules,
-        f"{_decided(plan)} accept",
-        *_exempt_marks(plan),
-        "ct state != new accept",
-        f"oifname != {_link_interfaces(plan)} accept",
-        "jump exempt",
-        _set("meta", plan, plan.marks.mark(plan.marks.ask)),
-    ]
-
-
-def _forward_mss(plan: Plan) -> list[str]:
-    """Both directions by a constant: `rt mtu` would mend the SYN but not the SYN-ACK."""
-    rules = []
-    for planned in plan.links:
-        if planned.mss is None:
-            continue
-        for family in plan.families:
-            # An IPv6 header is 20 bytes longer.
-            mss = planned.mss if family == 4 else planned.mss - 20
-            for direction in ("iifname", "oifname"):
-                rules.append(
-                    f'{direction} "{planned.link.interface}" {_NFPROTO[family]} '
-                    f"tcp flags syn / syn,rst tcp option maxseg size > {mss} "
-                    f"tcp option maxseg size set {mss}"
-                )
-    return [_base("filter", "forward", "mangle"), *rules] if rules else []
-
-
-def _by_link(planned: PlannedLink, plan: Plan) -> str:
-    """Matches what leaves by the link; where an interface is shared, the mark tells."""
-    match = f'oifname "{planned.link.interface}"'
-    return f"{match} {_ours('meta', plan)} == {planned.mark:#010x}" if planned.shared else match
-
-
-def _postrouting_save(plan: Plan) -> list[str]:
-    """Before routing one cannot know the link of specific routes and of bound sockets."""
-    main = plan.marks.mark(plan.marks.main)
-    rules = [_base("filter", "postrouting", "mangle")]
-    if 6 not in plan.families:
-        rules.append("meta nfproto ipv6 accept")
-    return [
-        *rules,
-        f"{_ours('ct', plan)} != 0x00000000 accept",
-        *_exempt_marks(plan),
-        *(f"{_by_link(planned, plan)} goto leave_{planned.id}" for planned in plan.links),
-        f"{_ours('meta', plan)} == {main:#010x} {_set('ct', plan, main)}",
-    ]
-
-
-def _postrouting_nat(plan: Plan) -> list[str]:
-    rules = [_base("nat", "postrouting", "srcnat"), "rt ipsec exists accept"]
-    for planned in plan.links:
-        link, match = planned.link, _by_link(planned, plan)
-        if link.nat is Nat.NONE:
-            continue
-        if link.prefix6 and 6 in plan.families:
-            rules.append(f"{match} ip6 saddr {link.prefix6} accept")
-            if link.nat is Nat.PREFIX:
-                rules += [
-                    f"{match} snat ip6 prefix to ip6 saddr map {{ {inside} : {outside} }}"
-                    for inside, outside in _translated(plan, planned)
-                ]
-        if link.nat is Nat.SNAT and link.snat_address:
-            rules.append(f"{match} meta nfproto ipv4 snat ip to {link.snat_address}")
-        if link.nat is Nat.SNAT and link.snat_address6 and 6 in plan.families:
-            rules.append(f"{match} meta nfproto ipv6 snat ip6 to {link.snat_address6}")
-        rules.append(
-            f"{match} masquerade" if 6 in plan.families else f"{match} {_NFPROTO[4]} masquerade"
-        )
-    return rules
-
-
-def _translated(plan: Plan, planned: PlannedLink) -> list[tuple[str, str]]:
-    """LAN prefixes beside the provider's subnets of the same length, in order (RFC 6296)."""
-    prefix = planned.link.prefix6
-    if prefix is None:
-        return []
-    inside = [lan for lan in plan.lan_prefixes6 if lan.prefixlen >= prefix.prefixlen]
-    pairs = []
-    taken: set[object] = set()
-    for lan in inside:
-        for outside in prefix.subnets(new_prefix=lan.prefixlen):
-            if not any(outside.overlaps(other) for other in taken):  # type: ignore[arg-type]
-                taken.add(outside)
-                pairs.append((str(lan), str(outside)))
-                break
-    return pairs
-
-
-def _postrouting_guard(plan: Plan) -> list[str]:
-    """After NAT, a source that is not on the interface is nobody's: it is counted and dropped.
-
-    INVALID packets skip NAT and would leave with a private address.
-    """
-    guarded = [planned for planned in plan.links if uses_nat(planned)]
-    rules = [_base("filter", "postrouting", "300")]
-    if not guarded:
-        return rules
-    if 6 not in plan.families:
-        rules.append("meta nfproto ipv6 accept")
-    rules += [
-        f"oifname != {_names(planned.link.interface for planned in guarded)} accept",
-        "rt ipsec exists accept",
-        "fib saddr . oif type local accept",
-        "ip saddr 0.0.0.0 accept",
-        "ip6 saddr { ::, fe80::/10 } accept",
-    ]
-    for planned in guarded:
-        match = f'oifname "{planned.link.interface}"'
-        if planned.link.prefix6 and 6 in plan.families:
-            rules.append(f"{match} ip6 saddr {planned.link.prefix6} accept")
-        if planned.link.snat_address:
-            rules.append(f"{match} ip saddr {planned.link.snat_address} accept")
-        if planned.link.snat_address6 and 6 in plan.families:
-            rules.append(f"{match} ip6 saddr {planned.link.snat_address6} accept")
-    return [*rules, f"counter name {WRONG_SOURCE_COUNTER} drop"]

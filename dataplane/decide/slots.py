@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import accumulate, compress
+from itertools import compress
 from math import lcm
 
 SLOTS = 65536
@@ -44,9 +44,10 @@ def _scatter(rank: int) -> int:
 _ORDER = array("H", map(_scatter, range(SLOTS)))
 _RANK = array("H", sorted(range(SLOTS), key=_ORDER.__getitem__))
 
-# One key a draw; after the last one a slot goes wherever the quotas still have room.
-_DRAW_KEYS = tuple(_ORDER[0x0101 * n & 0xFFFF] for n in range(1, 17))
-_TWICE = array("H", map(_ORDER.__getitem__, _ORDER))
+# A draw is a look at another slot of the table: which one, follows from the slot and the draw's
+# key. After the last draw a slot goes wherever the quota of the whole has room.
+_DRAW_KEYS = tuple(_ORDER[0x0101 * draw] for draw in range(1, 17))
+_DRAWN = array("H", map(_ORDER.__getitem__, _ORDER))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +112,15 @@ def overlay(table: SlotTable, alive: Collection[str], weights: Mapping[str, Frac
 
     Each slot has its own order of links, so that when one more link dies, what was lent to the
     others stays with them: a dead link's slots are dealt to *all* other links by quota; those that
-    fall to a link that is dead too are dealt once more, to all but these two; and so on. A last
-    step moves the few slots by which these quotas of parts miss the quota of the whole.
+    fall to a link that is dead too are dealt once more, to all but these two; and so on, while
+    there are enough of them for a quota. The last step moves the few slots by which these quotas
+    of parts miss the quota of the whole; with one dead link there are none.
     """
     living = [index for index, name in enumerate(table.links) if name in alive]
     if not living or len(living) == len(table.links):
         return table
+    if len(living) == 1:
+        return SlotTable(table.links, bytes(living) * SLOTS)
     pool = _Pool(table, living, _integers(table.links, weights))
     for link, held in _held(table, set(range(len(table.links))).difference(living)).items():
         pool.hand_out(held, (link,))
@@ -141,9 +145,7 @@ def reweight(table: SlotTable, weights: Mapping[str, Fraction]) -> SlotTable:
     found = Counter(owners)
     surplus = {index: found[index] - count for index, count in enumerate(want)}
     surplus[_NOBODY] = found[_NOBODY]
-    receivers = iter(
-        [index for index, extra in surplus.items() for _ in range(-extra)]  # none where extra > 0
-    )
+    receivers = iter([index for index, extra in surplus.items() for _ in range(-extra)])
     for slot in _in_order(owners, {index for index, extra in surplus.items() if extra > 0}):
         giver = owners[slot]
         if surplus[giver] > 0:
@@ -170,7 +172,7 @@ class _Pool:
 
     def __init__(self, table: SlotTable, living: Sequence[int], weights: Sequence[int]) -> None:
         self.taken: dict[int, list[int]] = {link: [] for link in living}
-        self._drawing: list[int] = []
+        self._undealt: list[int] = []
         self._slots = table.slots
         self._weights = weights
 
@@ -178,61 +180,46 @@ class _Pool:
         """Deal `slots`, whose links of first choice are the dead ones of `path`, to all others."""
         others = [link for link in range(len(self._weights)) if link not in path]
         if len(path) > 1 and len(slots) < _SLOTS_FOR_A_QUOTA * len(others):
-            self._drawing += slots
+            self._undealt += slots
             return
-        sums = list(accumulate(self._weights[link] for link in others))
-        offset = 0
-        for link in path:
-            offset = _ORDER[offset ^ link]
-        ends = [(len(slots) * part * SLOTS + offset * sums[-1]) // (sums[-1] * SLOTS) for part in sums]
+        counts = _quotas([self._weights[link] for link in others], len(slots))
         start = 0
-        for link, end in zip(others, ends, strict=True):
+        for link, count in zip(others, counts, strict=True):
+            part = slots[start : start + count]
+            start += count
             if link in self.taken:
-                self.taken[link] += slots[start:end]
-            elif start < end:
-                self.hand_out(slots[start:end], (*path, link))
-            start = end
+                self.taken[link] += part
+            elif part:
+                self.hand_out(part, (*path, link))
 
     def draw(self) -> None:
-        """Each slot takes the link of another slot, chosen by its number alone, until one lives."""
+        """Each slot left over takes the link of other slots of the table, until one lives."""
         for key in _DRAW_KEYS:
-            links = [self._slots[_TWICE[slot ^ key]] for slot in self._drawing]
-            again = []
-            for slot, link in zip(self._drawing, links, strict=True):
+            links = [self._slots[_DRAWN[slot ^ key]] for slot in self._undealt]
+            undealt = []
+            for slot, link in zip(self._undealt, links, strict=True):
                 if link in self.taken:
                     self.taken[link].append(slot)
                 else:
-                    again.append(slot)
-            self._drawing = again
+                    undealt.append(slot)
+            self._undealt = undealt
 
     def level(self) -> None:
         """Move as few slots as the quota of the whole demands."""
-        rest = self._drawing
-        places = len(rest) + sum(map(len, self.taken.values()))
+        places = len(self._undealt) + sum(map(len, self.taken.values()))
         weights = [self._weights[link] for link in self.taken]
         want = dict(zip(self.taken, _quotas(weights, places), strict=True))
         for link, slots in self.taken.items():
             if len(slots) > want[link]:
                 slots.sort(key=_RANK.__getitem__)
-                rest += slots[want[link] :]
+                self._undealt += slots[want[link] :]
                 del slots[want[link] :]
-        rest.sort(key=_RANK.__getitem__)
-        lacking = {l: want[l] - len(s) for l, s in self.taken.items() if want[l] > len(s)}
-        last = []
-        for slot in rest:
-            for key in _DRAW_KEYS:
-                link = self._slots[_TWICE[slot ^ key]]
-                if lacking.get(link, 0):
-                    lacking[link] -= 1
-                    self.taken[link].append(slot)
-                    break
-            else:
-                last.append(slot)
+        self._undealt.sort(key=_RANK.__getitem__)
         start = 0
         for link, slots in self.taken.items():
-            more = want[link] - len(slots)
-            slots += last[start : start + more]
-            start += more
+            lacking = want[link] - len(slots)
+            slots += self._undealt[start : start + lacking]
+            start += lacking
 
 
 # An owner that no table has, for slots of a link that is gone.

@@ -9,7 +9,7 @@ from dataplane.config.model import Config
 from dataplane.decide.balance import family_tables, home_table, program_block
 from dataplane.decide.facts import Facts, Family
 from dataplane.decide.liveness import LinkState, link_states
-from dataplane.decide.marks import number_links
+from dataplane.decide.marks import Marks, number_links
 from dataplane.decide.plan import Plan, make_plan
 from dataplane.decide.slots import SlotTable
 
@@ -54,5 +54,6 @@ def make_wish(
     if states is None:
         states = link_states(config, facts)
     home = home_table(config, running)
-    ids = number_links([link.name for link in config.links], known_ids)
+    last = Marks(config.mark_mask).last_link
+    ids = number_links([link.name for link in config.links], known_ids, last)
     return Wish(config, ids, home, key, facts, states, family_tables(config, home, states))

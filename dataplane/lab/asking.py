@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import sys
 import time
@@ -204,11 +205,17 @@ async def _live(run: _Run, wanted: dict[str, Any], first: asyncio.Event) -> None
             await opened.exchange(run.light_bytes)
         await opened.exchange(run.light_bytes)
     except (TimeoutError, FailedError, OSError) as failure:
-        run.failures[wanted["number"]] = str(failure) or type(failure).__name__
+        run.failures[wanted["number"]] = _why(failure)
     finally:
         first.set()
         if opened is not None:
             opened.close()
+
+
+def _why(failure: Exception) -> str:
+    if isinstance(failure, OSError) and failure.errno:
+        return os.strerror(failure.errno)
+    return str(failure) or f"nothing came within {_PATIENCE_S:.0f} s"
 
 
 def _say(event: str, run: _Run, **more: object) -> None:

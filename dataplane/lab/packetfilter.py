@@ -109,7 +109,7 @@ def _sources6(rightful: Sequence[IPv6Network]) -> list[_Instruction]:
     for number, prefix in enumerate([*own, *rightful]):
         masks, values = _words(prefix.netmask.packed), _words(prefix.network_address.packed)
         hit = "drop" if number < len(own) else "payload6"
-        compared = [(n, mask, values[n]) for n, mask in enumerate(masks) if mask]
+        compared = [(n, mask, values[n]) for n, mask in enumerate(masks) if mask or n == 0]
         for position, (n, mask, value) in enumerate(compared):
             last = position == len(compared) - 1
             program += [

@@ -25,6 +25,9 @@ from typing import Literal
 
 from dataplane.lab.topology import Interface, Lan, Link, Topology, core
 
+# A timer that a busy machine serves later than this costs rate; the long-term rate stays exact.
+_BURST_MS = 20
+
 Tool = Literal["ip", "tc", "ethtool", "sysctl"]
 
 
@@ -182,7 +185,7 @@ def _shaping(topology: Topology) -> Iterator[Step]:
             continue
         down, up = link.capacity_bps, link.upload_bps or link.capacity_bps
         for interface, rate_bps in (("link", down), ("core", up)):
-            burst = max(6000, rate_bps // 8 * 4 // 1000)
+            burst = max(6000, rate_bps // 8 * _BURST_MS // 1000)
             queue = max(64_000, rate_bps // 8 * topology.queue_ms // 1000)
             line = f"rate {rate_bps}bit burst {burst} limit {burst + queue}"
             yield Step(link.name, "tc", f"qdisc add dev {interface} root tbf {line}")

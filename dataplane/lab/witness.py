@@ -8,6 +8,7 @@ packets themselves say which link a connection took; no one else's word is neede
 from __future__ import annotations
 
 import ctypes
+import errno
 import socket
 import struct
 from collections import Counter, defaultdict
@@ -31,7 +32,7 @@ _KEPT = 20
 
 
 @dataclass(slots=True)
-class Testimony:
+class Evidence:
     """What was seen so far.
 
     `links[id]` is the set of links that connection `id` used, one name unless it was torn.
@@ -61,16 +62,17 @@ class Witness:
     No thread is needed: the filter passes little, and the buffers hold minutes of it.
     """
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, buffer_bytes: int = _BUFFER_BYTES) -> None:
         self._lab = lab
+        self._buffer_bytes = buffer_bytes
         self._sockets: dict[str, socket.socket] = {}
         self._stack = ExitStack()
-        self._seen = Testimony()
+        self._seen = Evidence()
 
     def __enter__(self) -> Self:
         for link in self._lab.topology.links:
             with self._lab[link.name].inside():
-                opened = self._stack.enter_context(_open(link))
+                opened = self._stack.enter_context(_open(link, self._buffer_bytes))
             self._sockets[link.name] = opened
         return self
 
@@ -82,7 +84,7 @@ class Witness:
     ) -> None:
         self._stack.close()
 
-    def testimony(self) -> Testimony:
+    def testimony(self) -> Evidence:
         """Everything seen until now. LabError if the kernel lost a packet of it."""
         for name, opened in self._sockets.items():
             self._drain(self._lab.topology.link(name), opened)
@@ -99,6 +101,11 @@ class Witness:
                 frame = opened.recv(packetfilter.SNAP_BYTES)
             except BlockingIOError:
                 return
+            except OSError as told:
+                # Once, when the interface goes down; the socket goes on when it comes back.
+                if told.errno != errno.ENETDOWN:
+                    raise
+                continue
             self._read(link, frame)
 
     def _read(self, link: Link, frame: bytes) -> None:
@@ -131,10 +138,10 @@ def _connection(packet: bytes, four: bool) -> int | None:
     return int(number) if magic == packetfilter.MAGIC else None
 
 
-def _open(link: Link) -> socket.socket:
+def _open(link: Link, buffer_bytes: int) -> socket.socket:
     """A packet socket on `link` of this namespace. It reads nothing before its filter is on."""
     opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
-    opened.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
+    opened.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer_bytes)
     program = packetfilter.build(link.rightful)
     buffer = ctypes.create_string_buffer(program, len(program))
     # struct sock_fprog: the number of instructions, and where they are.

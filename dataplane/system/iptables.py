@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Collection
 from typing import Literal
 
 from dataplane.decide.facts import FAMILIES, Family
@@ -16,6 +17,9 @@ _COMMANDS: dict[Family, tuple[str, str]] = {
     4: ("iptables-nft", "iptables"),
     6: ("ip6tables-nft", "ip6tables"),
 }
+_TABLES: dict[Family, tuple[str, str]] = {4: ("ip", "mangle"), 6: ("ip6", "mangle")}
+_BUILT_IN = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
+_CHAIN = re.compile(r"^\tchain (\S+) \{$", re.MULTILINE)
 _OURS = re.compile(
     r"-A (?P<chain>PREROUTING|OUTPUT) -m mark --mark (?P<mark>0x[0-9a-f]+)/(?P<mask>0x[0-9a-f]+) "
     rf'-m comment --comment "?{COMMENT}"? -j NFQUEUE --queue-'
@@ -27,10 +31,7 @@ def rules() -> frozenset[QueueRule]:
     """The queue rules of ours that the kernel holds."""
     found = set()
     for family in FAMILIES:
-        if not _available(family):
-            continue
-        listed = _run(family, ["-S"]).stdout
-        for line in listed.splitlines():
+        for line in _listed(family):
             match = _OURS.match(line)
             if match:
                 chain: Literal["PREROUTING", "OUTPUT"] = (
@@ -70,28 +71,42 @@ def arguments(rule: QueueRule) -> list[str]:
     ]
 
 
-def mangle_tables() -> frozenset[Family]:
-    """The families whose mangle table exists in nf_tables."""
+def mangle_chains() -> frozenset[str]:
+    """What exists of the mangle tables in nf_tables: "4" for IPv4's, "4 OUTPUT" for a chain."""
+    found = set()
+    for family in FAMILIES:
+        listed = _nft("list", "table", *_TABLES[family])
+        if listed is not None:
+            found |= {f"{family}", *(f"{family} {name}" for name in _CHAIN.findall(listed))}
+    return frozenset(found)
+
+
+def tidy(before: Collection[str]) -> None:
+    """Removes iptables' own chains and tables that are empty now and were not there before."""
+    there = mangle_chains()
+    for family in FAMILIES:
+        used = {line.split()[1] for line in _listed(family) if line.startswith("-A")}
+        chains = {one.split()[1] for one in there if one.startswith(f"{family} ")}
+        for name in chains & _BUILT_IN - used:
+            policy = f"-P {name} ACCEPT"
+            if f"{family} {name}" not in before and policy in _listed(family):
+                _nft("delete", "chain", *_TABLES[family], name)
+                chains.remove(name)
+        if f"{family}" in there and not chains and f"{family}" not in before:
+            _nft("delete", "table", *_TABLES[family])
+
+
+def _listed(family: Family) -> list[str]:
+    return _run(family, ["-S"]).stdout.splitlines() if _available(family) else []
+
+
+def _nft(*arguments: str) -> str | None:
+    """What nft says, or None when it refuses or is not there."""
     nft = shutil.which("nft", path="/usr/sbin:/sbin:/usr/bin:/bin")
     if nft is None:
-        return frozenset()
-    listed = subprocess.run([nft, "list", "tables"], capture_output=True, text=True, check=False)
-    names = {4: "table ip mangle", 6: "table ip6 mangle"}
-    lines = set(listed.stdout.splitlines())
-    return frozenset(family for family in FAMILIES if names[family] in lines)
-
-
-def delete_empty_mangle(family: Family) -> None:
-    """Removes the family's mangle table if nothing but iptables' own empty chains is in it."""
-    if family not in mangle_tables():
-        return
-    listed = _run(family, ["-S"]).stdout.splitlines()
-    if any(not re.fullmatch(r"-P \S+ ACCEPT", line) for line in listed):
-        return
-    nft = shutil.which("nft", path="/usr/sbin:/sbin:/usr/bin:/bin")
-    assert nft is not None, "mangle_tables found it"
-    name = "ip" if family == 4 else "ip6"
-    subprocess.run([nft, "delete", "table", name, "mangle"], capture_output=True, check=False)
+        return None
+    done = subprocess.run([nft, *arguments], capture_output=True, text=True, check=False)
+    return None if done.returncode else done.stdout
 
 
 def _change(verb: str, rule: QueueRule) -> None:

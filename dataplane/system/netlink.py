@@ -229,6 +229,7 @@ class Netlink:
         only connected networks and specific routes are found.
         """
         family: Family = 4 if ip_address(address).version == 4 else 6
+        address, _, _ = address.partition("%")
         try:
             found = self._ipr.route("get", family=_AF[family], dst=address, mark=ask_mark)
         except NetlinkError:

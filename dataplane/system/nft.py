@@ -34,9 +34,7 @@ def read() -> Table | None:
             return None
         raise KernelError(_words(done.stderr))
     listing = _COUNTED.sub("", done.stdout)
-    return Table(
-        listing, frozenset(_CHAIN.findall(listing)), frozenset(_SET.findall(listing))
-    )
+    return Table(listing, frozenset(_CHAIN.findall(listing)), frozenset(_SET.findall(listing)))
 
 
 def read_whole() -> str:

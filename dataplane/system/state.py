@@ -22,7 +22,7 @@ class State(msgspec.Struct, frozen=True):
 
     `ids`: link name -> number; `home_links` and `home_slots`: the running home table; `sysctls`:
     key -> value before the first change; `listing`: digest of the table's listing after it was
-    loaded; `mangle_before`: families that had a mangle table of iptables already.
+    loaded; `mangle_before`: what was there of iptables' mangle tables.
     """
 
     ids: dict[str, int] = {}
@@ -30,7 +30,23 @@ class State(msgspec.Struct, frozen=True):
     home_slots: bytes = b""
     sysctls: dict[str, str] = {}
     listing: str = ""
-    mangle_before: tuple[int, ...] = ()
+    mangle_before: tuple[str, ...] = ()
+
+
+def _sound(state: State) -> State:
+    """The same; ValueError if no daemon of ours can have written it."""
+    links = len(state.home_links)
+    if len(state.home_slots) != (65536 if links else 0) or any(
+        slot >= links for slot in set(state.home_slots)
+    ):
+        raise ValueError("home_slots is no table of home_links")
+    numbers = list(state.ids.values())
+    if len(set(numbers)) != len(numbers) or not all(1 <= number <= 255 for number in numbers):
+        raise ValueError("ids are not numbers of their own from 1 to 255")
+    for key in state.sysctls:
+        if not key.startswith(("net/ipv4/", "net/ipv6/")) or ".." in key.split("/"):
+            raise ValueError(f"sysctls: {key!r} is no setting of ours")
+    return state
 
 
 class StateDirectory:
@@ -56,8 +72,12 @@ class StateDirectory:
                 f"another evenlink daemon (process {holder}) holds {self.path}; "
                 "stop it first, or use another state_dir"
             ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        except OSError as refusal:
+            os.close(descriptor)
+            raise MachineError(f"{self.path / 'lock'}: {refusal.strerror}") from refusal
         self._lock = descriptor
 
     def unlock(self) -> None:
@@ -83,10 +103,11 @@ class StateDirectory:
     def load(self) -> State:
         """What is stored; an empty State when there is nothing or it cannot be read as ours."""
         try:
-            return msgspec.json.decode((self.path / "state.json").read_bytes(), type=State)
+            data = (self.path / "state.json").read_bytes()
+            return _sound(msgspec.json.decode(data, type=State))
         except FileNotFoundError:
             return State()
-        except (OSError, msgspec.DecodeError) as fault:
+        except (OSError, ValueError, RecursionError) as fault:
             raise MachineError(
                 f"{self.path / 'state.json'} cannot be read ({fault}); remove it to start afresh"
             ) from fault
@@ -100,7 +121,10 @@ class StateDirectory:
         if known is not None:
             return known
         key = secrets.randbits(64)
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as refusal:
+            raise MachineError(f"state_dir {self.path}: {refusal.strerror}") from refusal
         self._write("key", f"{key:016x}\n".encode())
         return key
 
@@ -123,7 +147,10 @@ class StateDirectory:
 
     def remove(self) -> None:
         """Forgets what was stored, but for the key: decisions stay the same at the next start."""
-        (self.path / "state.json").unlink(missing_ok=True)
+        try:
+            (self.path / "state.json").unlink(missing_ok=True)
+        except OSError as refusal:
+            raise MachineError(f"{self.path / 'state.json'}: {refusal.strerror}") from refusal
 
     def _write(self, name: str, data: bytes) -> None:
         fresh = self.path / f".{name}.new"

@@ -41,6 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"evenlink: {place}{error.strerror or error}", file=sys.stderr)
+        return Error.exit_status
+    except Exception as error:
+        print(f"evenlink: unexpected {type(error).__name__}: {error}", file=sys.stderr)
+        return Error.exit_status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -252,21 +259,22 @@ def _flows(chosen: argparse.Namespace) -> list[list[str]]:
     if chosen.stdin:
         if chosen.source is not None:
             raise UsageError("explain: give SRC and DST, or --stdin, not both")
-        flows = [line.split() for line in sys.stdin if line.strip()]
+        text = sys.stdin.buffer.read().decode(errors="replace")
+        lines = {n: line.split() for n, line in enumerate(text.split("\n"), 1) if line.strip()}
     elif chosen.destination is None:
         raise UsageError("explain: expected SRC and DST, or --stdin")
     else:
         ports = [str(chosen.sport), str(chosen.dport)]
-        flows = [[chosen.source, chosen.destination, chosen.protocol, *ports]]
+        lines = {1: [chosen.source, chosen.destination, chosen.protocol, *ports]}
         if chosen.interface:
-            flows[0].append(chosen.interface)
-    for number, words in enumerate(flows, 1):
+            lines[1].append(chosen.interface)
+    for number, words in lines.items():
         try:
             parse_flow(words)
         except ValueError as fault:
             place = f"line {number}: " if chosen.stdin else ""
             raise UsageError(f"explain: {place}{fault}") from None
-    return flows
+    return list(lines.values())
 
 
 def _demo(chosen: argparse.Namespace) -> int:

@@ -32,7 +32,7 @@ class DemoResult:
     """The whole demo. Rates in bit/s; `carried_*` count Ethernet bytes, goodput answers' bytes.
 
     `rates` holds for each link (seconds since the demo began, bit/s) for the picture, `phases`
-    the name, start and end of each part. `notes` are examples of what went wrong.
+    the title, start and end of each load. `notes` are examples of what went wrong.
     """
 
     links: tuple[LinkResult, ...]

@@ -17,7 +17,7 @@ from dataplane.errors import KernelError
 from dataplane.lab import Daemon, Lab, Topology, uplinks
 from dataplane.lab.meter import Meter
 from dataplane.lab.traffic import Connection, Event, Load, connections, serve
-from dataplane.lab.witness import Testimony, Witness
+from dataplane.lab.witness import Evidence, Witness
 from dataplane.tools.demo_result import DemoResult, LinkResult
 
 Report = Callable[[str, float, str], None]
@@ -71,7 +71,7 @@ def experiment(topology: Topology, seconds: float, report: Report) -> DemoResult
 
         best = max(topology.links, key=lambda link: link.capacity_bps).name
         daemon = lab.run(lab.file(name="one.toml", links=[best]))
-        alone = _load(lab, meter, before, ALONE_S, lambda *a: report(PARTS[1], *a))
+        alone = _load(lab, meter, before, min(ALONE_S, seconds), lambda *a: report(PARTS[1], *a))
         _end(daemon)
 
         wanted = connections(pairs, _PORT, first_number=len(before) + 1)
@@ -114,7 +114,11 @@ def experiment(topology: Topology, seconds: float, report: Report) -> DemoResult
         seconds=time.monotonic() - began_s,
         rates=rates,
         phases=tuple(
-            (name, part.began_s - began_s, part.ended_s - began_s)
+            (
+                f"{name}: {part.carried_bps / 1e6:.1f}",
+                part.began_s - began_s,
+                part.ended_s - began_s,
+            )
             for name, part in ((f"{best} alone", alone), ("all links", together))
         ),
         notes=_notes(alone, together, wrong, used, seen),
@@ -183,7 +187,7 @@ def _notes(
     together: _Part,
     wrong: Sequence[tuple[Connection, str | None]],
     used: dict[int, set[str]],
-    seen: Testimony,
+    seen: Evidence,
 ) -> tuple[str, ...]:
     """Examples of what went wrong, a few of each kind."""
     failed = [

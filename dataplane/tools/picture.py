@@ -77,9 +77,7 @@ def _rates(axes: Any, result: DemoResult) -> None:
         color=_INK,
     )
     for name, start_s, end_s in result.phases:
-        axes.text(
-            (start_s + end_s) / 2, top * 1.17, name, ha="center", va="top", fontweight="bold"
-        )
+        axes.text((start_s + end_s) / 2, top * 1.17, name, ha="center", va="top", fontweight="bold")
         axes.axvspan(start_s, end_s, ymin=1 / 1.2, color=_GRID, linewidth=0, zorder=0)
     axes.set(
         xlim=(0, times[-1]),
@@ -106,7 +104,7 @@ def _shares(axes: Any, result: DemoResult) -> None:
         widths = [shares[number] * 100 for _, shares in rows]
         colour = _COLOURS[number % len(_COLOURS)]
         bars = axes.barh(labels, widths, left=left, color=colour, height=0.62, label=link.name)
-        texts = [f"{width:.1f} %" if width >= 8 else "" for width in widths]
+        texts = [f"{width:.1f}" if width >= 6 else "" for width in widths]
         axes.bar_label(bars, texts, label_type="center", color="white", fontweight="bold")
         left = [before + width for before, width in zip(left, widths, strict=True)]
     axes.invert_yaxis()

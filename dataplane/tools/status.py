@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
@@ -9,6 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 _UNITS = ((1e9, "Gbit/s"), (1e6, "Mbit/s"), (1e3, "kbit/s"))
+_AGES = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+# What a pipe gets: wide enough for every column.
+_PIPE_WIDTH = 160
 
 
 def rate(bps: float) -> str:
@@ -19,43 +23,56 @@ def rate(bps: float) -> str:
     return f"{bps:.0f} bit/s"
 
 
+def age(seconds: float) -> str:
+    """A duration in its largest whole unit: "3 min"."""
+    for size, unit in _AGES:
+        if seconds >= size:
+            return f"{seconds // size:.0f} {unit}"
+    return "0 s"
+
+
 def show(answer: dict[str, Any]) -> None:
     """The links as a table, then the queue, then what is wrong."""
-    console = Console(highlight=False)
+    console = _console()
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("link", "interface", "state"):
-        table.add_column(heading)
-    for heading in ("wanted", "slots", "connections", "down", "up"):
-        table.add_column(heading, justify="right")
-    table.add_column("since")
+    for heading in ("link", "state", "for"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("wanted", "slots", "flows", "down", "up"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    now = datetime.now(UTC)
     for link in answer["links"]:
         up = link["state"] == "up"
         table.add_row(
             link["name"],
-            link["interface"],
             Text(link["state"], "green" if up else "bold red"),
+            age((now - datetime.fromisoformat(link["since"])).total_seconds()),
             f"{link['share_wanted']:.2%}",
             f"{link['share_slots']:.3%}",
             str(link["connections"]),
             rate(link["rx_bps"]),
             rate(link["tx_bps"]),
-            link["since"] + ("" if up else f"  {link['why']}"),
         )
     console.print(table)
     queue = answer["queue"]
     console.print(
-        f"queue: {queue['packets']} packets decided, {queue['dropped']} dropped, "
-        f"{queue['errors']} errors, {queue['fallback']} settled by the kernel; "
-        f"wrong sources stopped: {answer['wrong_source']}"
+        f"queue: {queue['packets']} decided, {queue['fallback']} settled by the kernel, "
+        f"{queue['dropped']} dropped, {queue['errors']} errors; "
+        f"wrong sources stopped: {answer['wrong_source']}",
+        soft_wrap=True,
     )
     for fault in answer["faults"]:
-        console.print(Text(f"fault: {fault}", "bold red"))
+        console.print(Text(f"fault: {fault}", "bold red"), soft_wrap=True)
 
 
 def show_explanation(answer: dict[str, Any]) -> None:
     """The decision in one line, then how it came about."""
-    console = Console(highlight=False)
+    console = _console()
     decided = answer["link"] or "main"
-    console.print(Text.assemble((decided, "bold"), f": {answer['reason']}"))
+    console.print(Text.assemble((decided, "bold"), f": {answer['reason']}"), soft_wrap=True)
     for number, step in enumerate(answer["steps"], 1):
         console.print(f"  {number}. {step}", soft_wrap=True)
+
+
+def _console() -> Console:
+    console = Console(highlight=False, markup=False, emoji=False)
+    return console if console.is_terminal else Console(highlight=False, width=_PIPE_WIDTH)

@@ -53,7 +53,9 @@ def test_c_and_oracle_decide_alike(policy: Policy, packets: list[bytes], mark: i
 
 
 @settings(max_examples=100, deadline=None)
-@given(policies(with_lists=False), st.lists(st.tuples(packets.anything, marks)), st.sampled_from("IQ"))
+@given(
+    policies(with_lists=False), st.lists(st.tuples(packets.anything, marks)), st.sampled_from("IQ")
+)
 def test_a_batch_decides_as_single_packets_do(
     policy: Policy, queued: list[tuple[bytes, int]], width: str
 ) -> None:
@@ -86,7 +88,8 @@ def test_symmetric_directions_agree(fields: Fields, version: int) -> None:
 def test_equal_addresses_are_ordered_by_port() -> None:
     classifier = Classifier(compiled(policy(Fields.SRC_PORT, symmetric=True)))
     pair = [
-        classifier.classify_flow(b"\1" * 4, b"\1" * 4, 17, *ports).hash for ports in ((1, 2), (2, 1))
+        classifier.classify_flow(b"\1" * 4, b"\1" * 4, 17, *ports).hash
+        for ports in ((1, 2), (2, 1))
     ]
     assert pair[0] == pair[1]
 
@@ -178,7 +181,10 @@ def test_batches_run_without_the_gil() -> None:
     thread.start()
     ran.set()
     for _ in range(20):
-        assert classifier.classify_batch(packet * count, offsets, array("I", bytes(4 * count))) == count
+        assert (
+            classifier.classify_batch(packet * count, offsets, array("I", bytes(4 * count)))
+            == count
+        )
     done.set()
     thread.join()
     assert steps > 0

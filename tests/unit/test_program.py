@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 import struct
+import sys
 from ipaddress import IPv4Network, IPv6Network
 
 import pytest
@@ -47,9 +48,7 @@ def test_every_mask_can_say_every_decision(mask: int) -> None:
 @pytest.mark.parametrize("mask", MASKS)
 def test_ask_and_nothing_are_no_decisions(mask: int) -> None:
     marks = Marks(mask)
-    for wrong in {0, marks.ask, marks.last_link + 1, marks.reject + 1, 255} - {marks.ask + 1}:
-        if wrong in (marks.main, marks.reject):
-            continue
+    for wrong in (0, marks.ask, marks.last_link + 1, marks.reject + 1, 255):
         tainted = bytes([1]) * 40000 + bytes([wrong]) + bytes([1]) * 25535
         with pytest.raises(ValueError, match=r"slot table 0, slot 40000: \d+ is not a decision"):
             compiled(Policy(marks, 0, [ProgramRule("bad", tables={4: tainted})], {}))
@@ -148,7 +147,7 @@ def sections() -> list[tuple[int, int]]:
 
 
 def poked(at: int, value: int, size: int = 4) -> bytes:
-    return BLOCK[:at] + value.to_bytes(size, "little") + BLOCK[at + size :]
+    return BLOCK[:at] + value.to_bytes(size, sys.byteorder) + BLOCK[at + size :]
 
 
 RULES, TABLES, SETS, V4, V4_SETS, V4_INDEX, V6, V6_SETS, V6_INDEX = (at for at, _ in sections())
@@ -174,8 +173,9 @@ RULES, TABLES, SETS, V4, V4_SETS, V4_INDEX, V6, V6_SETS, V6_INDEX = (at for at, 
         (poked(40, 1 << 63, 8), "section rules: offset"),
         (poked(48, 1 << 60, 8), "section rules: .* do not fit"),
         (poked(48, 5000, 8), "5000 rules"),
-        (poked(72, 1 << 61, 8), "section sets: .* do not fit"),
-        (poked(80, 0, 8), "section sets|rule 0: sets|empty set"),
+        (poked(72, 1 << 61, 8), "section sets: offset"),
+        (poked(80, 1 << 61, 8), "section sets: .* do not fit"),
+        (poked(80, 0, 8), "section sets: the empty set is missing"),
         (poked(RULES, 7), "rule 0: slot table 7 of 1"),
         (poked(RULES + 8, 9), "rule 0: sets 9 and"),
         (poked(RULES + 16, 9, 1), "rule 0: fields 9"),
@@ -211,9 +211,7 @@ INTERESTING = sorted(
 
 @settings(max_examples=400)
 @given(
-    st.lists(
-        st.tuples(st.sampled_from(INTERESTING), st.integers(0, 255)), min_size=1, max_size=4
-    )
+    st.lists(st.tuples(st.sampled_from(INTERESTING), st.integers(0, 255)), min_size=1, max_size=4)
 )
 def test_a_mutated_block_is_refused_or_safe(changes: list[tuple[int, int]]) -> None:
     block = bytearray(BLOCK)

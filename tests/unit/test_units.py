@@ -6,7 +6,7 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataplane.config import units
@@ -56,6 +56,7 @@ def test_a_rate_that_is_no_whole_number_of_bits() -> None:
         units.rate("1000.5bit")
 
 
+@settings(deadline=None)
 @given(st.integers(min_value=1_000, max_value=10**14))
 def test_every_rate_in_bits_is_itself(bps: int) -> None:
     assert units.rate(f"{bps}bit") == bps
@@ -111,6 +112,7 @@ def test_no_mark(value: object) -> None:
         units.mark(value)
 
 
+@settings(deadline=None)
 @given(st.integers(4, 32), st.data())
 def test_links_of_a_mask_are_those_of_the_layout(bits: int, data: st.DataObject) -> None:
     mask = ((1 << bits) - 1) << data.draw(st.integers(0, 32 - bits))
@@ -161,6 +163,7 @@ def test_no_interface(name: object) -> None:
         units.interface(name)
 
 
+@settings(deadline=None)
 @given(ANY_VALUE)
 def test_an_interface_can_stand_in_an_nft_string(value: object) -> None:
     try:
@@ -273,6 +276,7 @@ def test_values_in_messages(value: object, shown: str) -> None:
      units.share, units.mark, units.mark_mask, units.hash_key, units.absolute_path,
      units.socket_path, units.interface, units.group_name, units.text],
 )  # fmt: skip
+@settings(deadline=None)
 @given(ANY_VALUE)
 def test_every_reader_answers_or_says_what_is_legal(read: object, value: object) -> None:
     assert callable(read)

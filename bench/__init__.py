@@ -1,0 +1,1 @@
+"""One file a question; `python -m bench NAME` answers it on this machine."""

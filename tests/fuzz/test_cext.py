@@ -1,0 +1,70 @@
+"""Hostile packets, netlink messages and program blocks, under the address and undefined-behaviour
+sanitizers. `make fuzz` runs the same harness for longer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from dataplane.config.model import Fields
+from dataplane.decide.marks import Marks
+from dataplane.decide.program import AddressRange, ProgramRule, compile_program
+from tests.policies import table
+
+HERE = Path(__file__).parent
+CEXT = HERE.parents[1] / "cext"
+ROUNDS = int(os.environ.get("FUZZ_ROUNDS", "60000"))
+MARKS = Marks()
+
+
+@pytest.fixture(scope="module")
+def harness(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    made = tmp_path_factory.mktemp("fuzz") / "harness"
+    flags = ["-O1", "-g", "-std=gnu11", "-Wall", "-Wextra", "-fno-sanitize-recover=all"]
+    command = [compiler, *flags, "-fsanitize=address,undefined", f"-I{CEXT}"]
+    probe = subprocess.run(
+        [compiler, "-fsanitize=address,undefined", "-x", "c", "-", "-o", str(made)],
+        input="int main(void) { return 0; }",
+        capture_output=True,
+        text=True,
+    )
+    if probe.returncode:
+        pytest.skip("the C compiler has no sanitizers")
+    subprocess.run([*command, str(HERE / "harness.c"), "-o", str(made)], check=True)
+    return made
+
+
+def blocks() -> dict[str, bytes]:
+    slots = {4: table(1, MARKS), 6: table(2, MARKS)}
+    lists = {
+        "a": [AddressRange(4, 0, 1 << 30), AddressRange(6, 1 << 120, 1 << 126)],
+        "b": [AddressRange(4, n << 20, (n << 20) + 77) for n in range(0, 4096, 3)],
+    }
+    all_fields = [
+        ProgramRule(f, f, symmetric=n % 2 == 0, tables=slots, source=("a", "b")[: n % 3])
+        for n, f in enumerate(Fields)
+    ]
+    return {
+        "one rule": compile_program(marks=MARKS, key=1, rules=[ProgramRule("r", tables=slots)]),
+        "rules and lists": compile_program(
+            marks=MARKS, key=2**64 - 1, rules=all_fields[::-1], lists=lists
+        ),
+    }
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("kind", ["one rule", "rules and lists"])
+def test_hostile_bytes(harness: Path, tmp_path: Path, kind: str, seed: int) -> None:
+    block = tmp_path / "block"
+    block.write_bytes(blocks()[kind])
+    done = subprocess.run(
+        [harness, str(ROUNDS), str(seed), block], capture_output=True, text=True, timeout=3600
+    )
+    assert done.returncode == 0, done.stderr

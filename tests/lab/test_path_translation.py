@@ -1,0 +1,219 @@
+"""What a link does to sources, and what segments may weigh.
+
+client ─┐          ┌─ isp-a ─┐          isp-a's MTU is 1400, and it delegates a prefix
+        ├─ router ─┤         ├─ server
+dmz ────┘          └─ isp-b ─┘
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from itertools import product
+
+import pytest
+from scapy.layers.inet import TCP
+from scapy.layers.l2 import Ether
+
+from dataplane.lab import Daemon, Lab, Topology, lan, link, servers
+from dataplane.lab.namespaces import Namespace
+from dataplane.lab.topology import MBIT, Address
+from tests.lab.conftest import MakeLab
+from tests.lab.talk import (
+    Talk,
+    call,
+    counted,
+    file_with,
+    link_of,
+    queued,
+    rightful_sources,
+    tracked,
+)
+
+KEY = "0123456789abcdef"
+FAMILIES = pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
+
+
+@pytest.fixture
+def lab(make_lab: MakeLab) -> Lab:
+    a = link("isp-a", 1, 10 * MBIT, shaped=False, mtu=1400, delegated=True)
+    b = link("isp-b", 2, 20 * MBIT, shaped=False)
+    assert a.delegated is not None
+    lans = (lan(delegated=[a.delegated]), lan("dmz", 1))
+    return make_lab(Topology((a, b), lans, servers(4)))
+
+
+def run(lab: Lab, links: Mapping[str, Mapping[str, object]], **top: object) -> Daemon:
+    return lab.run(file_with(lab, links, key=KEY, **top))
+
+
+def pairs(lab: Lab, family: int) -> list[tuple[Address, Address]]:
+    return list(product(lab.topology.lans[0].clients(family), lab.topology.serving(family)))  # type: ignore[arg-type]
+
+
+def delegated_hosts(lab: Lab) -> tuple[Address, ...]:
+    prefix = lab.topology.link("isp-a").delegated
+    assert prefix is not None
+    return lab.topology.lans[0].delegated_clients(prefix)
+
+
+def test_delegated_sources_are_pinned_and_untouched(lab: Lab) -> None:
+    daemon = lab.run(lab.file(key=KEY))
+    with rightful_sources(lab):
+        for source, target in product(delegated_hosts(lab), lab.topology.serving(6)):
+            for protocol in ("udp", "tcp"):
+                with call(lab, target, protocol, source=source) as talk:
+                    assert {talk.goes_on() for _ in range(2)} == {source}
+                    assert tracked(lab, f"mark={1 << 24}", f"sport={talk.ports[0]}")
+        assert queued(daemon) == 0
+        # Hosts with local addresses are translated and balanced as ever.
+        used = set()
+        for source, target in pairs(lab, 6):
+            with call(lab, target, source=source) as talk:
+                seen = talk.goes_on()
+                used.add(link_of(lab, seen))
+                assert seen in [way.address(6) for way in lab.topology.links]
+        assert used == {"isp-a", "isp-b"}
+    assert counted(lab, "wrong_source") == 0
+
+
+def test_delegated_hosts_are_reached_from_outside(lab: Lab) -> None:
+    lab.run(lab.file(key=KEY))
+    with rightful_sources(lab):
+        for asker in lab.topology.serving(6):
+            for protocol in ("udp", "tcp"):
+                with Talk(
+                    lab.server, asker, lab.client, delegated_hosts(lab)[0], protocol=protocol
+                ) as talk:
+                    assert {talk.goes_on() for _ in range(2)} == {asker}
+
+
+def test_prefix_translation_keeps_the_host_part(lab: Lab) -> None:
+    """Hosts with local addresses leave isp-a inside its prefix, one to one; isp-b's masquerade."""
+    run(lab, {"isp-a": {"nat": "prefix"}})
+    prefix = lab.topology.link("isp-a").delegated
+    assert prefix is not None
+    with rightful_sources(lab):
+        seen: dict[Address, set[Address]] = {}
+        for source, target in pairs(lab, 6):
+            for protocol in ("udp", "tcp"):
+                with call(lab, target, protocol, source=source) as talk:
+                    outside = talk.goes_on()
+                    assert talk.goes_on() == outside
+                if link_of(lab, outside) == "isp-a":
+                    seen.setdefault(source, set()).add(outside)
+                    assert outside in prefix
+                    assert int(outside) & (1 << 64) - 1 == int(source) & (1 << 64) - 1
+        assert seen
+        assert all(len(outsides) == 1 for outsides in seen.values())
+        assert len(set().union(*seen.values())) == len(seen), "one to one"
+    assert counted(lab, "wrong_source") == 0
+
+
+@FAMILIES
+def test_snat_writes_the_address_of_the_file(lab: Lab, family: int) -> None:
+    """A second address of the link, routed to us by the provider."""
+    extra = {4: "192.0.2.77", 6: "2001:db8:1::77"}[family]
+    length = {4: 24, 6: 64}[family]
+    nodad = ["nodad"] if family == 6 else []
+    lab.router.run("ip", "address", "add", f"{extra}/{length}", "dev", "wan1", *nodad)
+    core = {4: "198.19.1.1", 6: "2001:db8:c001::1"}[family]
+    lab.server.run("ip", "route", "add", extra, "via", core)
+    run(lab, {"isp-a": {"nat": "snat", "address": [extra]}})
+    used = set()
+    for source, target in pairs(lab, family):
+        for protocol in ("udp", "tcp"):
+            with call(lab, target, protocol, source=source) as talk:
+                used.add(str(talk.goes_on()))
+    assert used == {extra, str(lab.topology.link("isp-b").address(family))}  # type: ignore[arg-type]
+    assert counted(lab, "wrong_source") == 0
+
+
+@FAMILIES
+def test_nat_none_leaves_sources_alone(lab: Lab, family: int) -> None:
+    """The provider routes the LAN's network to us, as between offices."""
+    inside = str(lab.topology.lans[0].addresses[0 if family == 4 else 1].network)
+    way = lab.topology.link("isp-a")
+    core = {4: "198.19.1.1", 6: "2001:db8:c001::1"}[family]
+    lab["isp-a"].run("ip", "route", "add", inside, "via", str(way.address(family)))  # type: ignore[arg-type]
+    lab.server.run("ip", "route", "add", inside, "via", core)
+    run(lab, {"isp-a": {"nat": "none"}})
+    used = set()
+    for source, target in pairs(lab, family):
+        for protocol in ("udp", "tcp"):
+            with call(lab, target, protocol, source=source) as talk:
+                seen = talk.goes_on()
+                used.add("isp-a" if seen == source else link_of(lab, seen))
+    assert used == {"isp-a", "isp-b"}
+    # And from outside, to a host of the LAN by its own address.
+    host, asker = lab.topology.lans[0].clients(family)[0], lab.topology.serving(family)[0]  # type: ignore[arg-type]
+    for protocol in ("udp", "tcp"):
+        with Talk(lab.server, asker, lab.client, host, protocol=protocol) as talk:
+            assert talk.goes_on() == asker
+            assert tracked(lab, f"mark={1 << 24}", f"sport={talk.ports[0]}")
+
+
+class SynReader:
+    """Reads the MSS of SYN and SYN-ACK that an interface receives."""
+
+    def __init__(self, namespace: Namespace, interface: str) -> None:
+        with namespace.inside():
+            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+            self._socket.bind((interface, 3))
+        self._socket.settimeout(5)
+
+    def mss(self, port: int, flags: str) -> int:
+        """Of the next segment with these flags and that port on either side."""
+        while True:
+            frame, (_, _, kind, *_) = self._socket.recvfrom(2048)
+            if kind == socket.PACKET_OUTGOING:
+                continue
+            segment = Ether(frame).getlayer(TCP)
+            if segment and segment.flags == flags and port in (segment.sport, segment.dport):
+                return int(dict(segment.options)["MSS"])
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@FAMILIES
+@pytest.mark.parametrize("mss", [None, 1200], ids=["by MTU", "by file"])
+def test_segments_are_clamped_in_both_directions(lab: Lab, family: int, mss: int | None) -> None:
+    run(lab, {"isp-a": {"mss": mss}} if mss else {})
+    extra = 20 if family == 6 else 0
+    clamped = {"isp-a": (mss or 1360) - extra, "isp-b": 1460 - extra}
+    readers = {name: SynReader(lab[name], "link") for name in clamped}
+    inside = SynReader(lab.client, "eth0")
+    used = set()
+    try:
+        for source, target in pairs(lab, family):
+            with call(lab, target, "tcp", source=source) as talk:
+                name = link_of(lab, talk.goes_on())
+                used.add(name)
+                assert talk.peer is not None
+                port = talk.ports[1]
+                assert readers[name].mss(port, "S") == clamped[name], "the SYN"
+                assert inside.mss(port, "SA") == clamped[name], "the SYN-ACK"
+    finally:
+        for reader in (inside, *readers.values()):
+            reader.close()
+    assert used == {"isp-a", "isp-b"}
+
+
+@FAMILIES
+def test_long_streams_pass_the_small_link(lab: Lab, family: int) -> None:
+    """Both directions, with ICMP errors of the provider's path stopped: only the MSS helps."""
+    run(lab, {})
+    lab["isp-a"].run("iptables", "-A", "OUTPUT", "-p", "icmp", "-j", "DROP")
+    lab["isp-a"].run("ip6tables", "-A", "OUTPUT", "-p", "icmpv6", "--icmpv6-type", "2", "-j", "DROP")
+    for source, target in pairs(lab, family):
+        with call(lab, target, "tcp", source=source) as talk:
+            if link_of(lab, talk.goes_on()) != "isp-a":
+                continue
+            for one, other in ((talk.near, talk.far), (talk.far, talk.near)):
+                one.sendall(bytes(50_000))
+                left = 50_000
+                while left:
+                    left -= len(other.recv(65536))
+            return
+    pytest.fail("no pair went by isp-a")

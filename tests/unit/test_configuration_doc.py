@@ -1,0 +1,61 @@
+"""docs/operate/configuration.md has an entry for each key, and each of its examples loads."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dataplane.config import keys, load
+
+TEXT = (Path(__file__).parents[2] / "docs/operate/configuration.md").read_text()
+
+# What stands around an example so that it is a whole file; {} is the example.
+FRAMES = {
+    "Top": "{}\n[link.uplink]\ninterface = 'eth0'\ncapacity = '1Mbit'\n",
+    "[link.NAME]": "[link.uplink]\n{}\n",
+}
+TABLE = "[link.uplink]\ninterface = 'eth0'\ncapacity = '1Mbit'\n%s\n{}\n"
+
+
+def entries() -> Iterator[tuple[str, str, str]]:
+    """(heading of the table, key, text of the entry)."""
+    for section in re.split(r"^## ", TEXT, flags=re.MULTILINE)[1:]:
+        heading, _, body = section.partition("\n")
+        for entry in re.split(r"^### ", body, flags=re.MULTILINE)[1:]:
+            key, _, text = entry.partition("\n")
+            yield heading, key, text
+
+
+def test_each_key_has_an_entry_and_each_entry_a_key() -> None:
+    tables = {"queue", "link", "balance", "log"}
+    documented = [(heading, key) for heading, key, _ in entries()]
+    assert documented == [
+        *(("Top", key) for key in keys.TOP if key not in tables),
+        *(("[link.NAME]", key) for key in keys.LINK),
+        *(("[balance]", key) for key in keys.BALANCE),
+        *(("[queue]", key) for key in keys.QUEUE),
+        *(("[log]", key) for key in keys.LOG),
+    ]
+
+
+@pytest.mark.parametrize(("heading", "key", "text"), list(entries()))
+def test_an_entry_says_what_it_must_and_its_example_loads(
+    heading: str, key: str, text: str
+) -> None:
+    assert text.startswith(("Required", "Optional"))
+    assert "\nLive connections: " in text
+    (example,) = re.findall(r"```toml\n(.*?)```", text, flags=re.DOTALL)
+    assert re.search(rf"^{key} = ", example, flags=re.MULTILINE)
+    frame = FRAMES.get(heading, TABLE % heading)
+    if heading == "[link.NAME]":
+        if not example.startswith("interface"):
+            example += "interface = 'eth0'\n"
+        if not re.search(r"^(capacity|download|share) ", example, flags=re.MULTILINE):
+            example += "capacity = '1Mbit'\n"
+    file = frame.format(example)
+    load.read(file if key == "lan" else f"lan = ['br-lan']\n{file}", "example")
+
+
+def test_the_whole_file_loads() -> None:
+    load.read(re.findall(r"```toml\n(.*?)```", TEXT, flags=re.DOTALL)[0], "example")
