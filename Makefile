@@ -21,7 +21,7 @@ APT_PACKAGES := build-essential python3-dev python3-venv libnetfilter-queue-dev 
 
 SOURCES := setup.py $(wildcard cext/*.h cext/*.pyx cext/*.pxd)
 
-.PHONY: build demo test check bench clean
+.PHONY: build demo test check bench man clean
 
 build: $(VENV)/.built
 
@@ -40,6 +40,10 @@ check: build
 
 bench: build
 	@$(BIN)/python -m bench queue $(ARGS)
+
+# evenlink(8) and evenlink.toml(5) into build/man/; needs pandoc.
+man:
+	@$(MAKE) -C docs/man
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info cext/*.c dataplane/*.so bench/results

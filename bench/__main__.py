@@ -11,7 +11,7 @@ from pathlib import Path
 from bench.measure import Result, table
 from dataplane.errors import Error
 
-NAMES = ("hotpath", "queue")
+NAMES = ("queue",)
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -70,6 +70,7 @@ class Path3:
                 self.router, "right", "198.51.100.1/24", self.sink, "left", "198.51.100.2/24"
             )
             self.sender.run("ip", "route", "add", "10.0.0.0/8", "via", "192.0.2.2")
+            self.sender.run("ethtool", "-K", "right", "tx-udp-segmentation", "off", "gso", "off")
             self.router.run("ip", "route", "add", "10.0.0.0/8", "via", "198.51.100.2")
             self.router.set({"net/ipv4/ip_forward": 1})
             self.router.run("nft", "-f", "-", stdin=COUNT)
@@ -186,7 +187,8 @@ def one_run(path: Path3, rival: Rival | None, seconds: float) -> Sample:
     before = os.sched_getaffinity(0)
     cores = sorted(before)
     sending = path.sender.start(
-        *(PYTHON, "-m", "bench.sender", str(cores[0]), FIRST, str(ADDRESSES)),
+        *(PYTHON, "-m", "bench.sender"),
+        *(str(cores[0]), FIRST, str(ADDRESSES)),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )

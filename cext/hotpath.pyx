@@ -1,5 +1,4 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
-# cython: embedsignature=False, freethreading_compatible=False
 """Bytes and nanoseconds: classify packets, serve NFQUEUE. The work is done in the headers."""
 
 import errno as errno_names

@@ -226,6 +226,11 @@ class Step:
     def line(self) -> str:
         return self.change.line
 
+    @property
+    def summary(self) -> str:
+        """The line, without the text that it may bring along."""
+        return _summary(self.change)
+
 
 def difference(observed: Observed, plan: Plan, known_listing: str = "") -> list[Step]:
     """The steps from what is observed to the plan; none when they agree.
@@ -233,14 +238,18 @@ def difference(observed: Observed, plan: Plan, known_listing: str = "") -> list[
     `known_listing` is the digest of the listing that our own last load gave. When the table says
     that it is this plan's but lists otherwise, another hand changed it, and it is loaded again.
     """
-    steps = _sysctl_steps(observed, plan)
-    steps += _route_steps(observed.routes, plan.routes)
-    steps += [Step(AddRule(rule), DeleteRule(rule)) for rule in sorted(plan.rules - observed.rules)]
+    steps = [Step(DeleteRoute(route), PutRoute(route)) for route in _unwanted_ways(observed, plan)]
     steps += [
         Step(AddQueueRule(rule), DeleteQueueRule(rule))
         for rule in sorted(plan.queue_rules - observed.queue_rules)
     ]
+    # Translation and guard have to be there before anything leads to a link: else the LAN's own
+    # addresses leave by it.
     steps += _table_steps(observed, plan, known_listing)
+    steps += _sysctl_steps(observed, plan)
+    kept = observed.routes - set(_unwanted_ways(observed, plan))
+    steps += _route_steps(kept, plan.routes)
+    steps += [Step(AddRule(rule), DeleteRule(rule)) for rule in sorted(plan.rules - observed.rules)]
     steps += [
         Step(DeleteQueueRule(rule), AddQueueRule(rule))
         for rule in sorted(observed.queue_rules - plan.queue_rules)
@@ -249,20 +258,28 @@ def difference(observed: Observed, plan: Plan, known_listing: str = "") -> list[
     places = {route.place for route in plan.routes}
     steps += [
         Step(DeleteRoute(route), PutRoute(route))
-        for route in sorted(observed.routes - plan.routes)
+        for route in sorted(kept - plan.routes)
         if route.place not in places
     ]
     return steps
 
 
+def _unwanted_ways(observed: Observed, plan: Plan) -> list[Route]:
+    """Routes to interfaces that the plan uses no more, and the new table does not translate for."""
+    used = {(route.family, route.interface) for route in plan.routes}
+    return sorted(
+        route
+        for route in observed.routes
+        if route.kind == "unicast" and (route.family, route.interface) not in used
+    )
+
+
 def removal(observed: Observed, original_sysctls: Mapping[str, str]) -> list[Step]:
-    """The steps that take away all that is ours and put settings back as they were."""
-    steps: list[Step] = [
-        Step(DeleteQueueRule(rule), AddQueueRule(rule)) for rule in sorted(observed.queue_rules)
-    ]
-    if observed.table:
-        steps.append(Step(DeleteTable(), LoadTable(nft.read_whole())))
-    steps += [Step(DeleteRule(rule), AddRule(rule)) for rule in sorted(observed.rules)]
+    """The steps that take away all that is ours and put settings back as they were.
+
+    The table goes last: it translates, and guards, until nothing leads to the links any more.
+    """
+    steps = [Step(DeleteRule(rule), AddRule(rule)) for rule in sorted(observed.rules)]
     steps += [Step(DeleteRoute(route), PutRoute(route)) for route in sorted(observed.routes)]
     for key, value in reversed(tuple(original_sysctls.items())):
         now = sysctl.read(key)
@@ -271,6 +288,11 @@ def removal(observed: Observed, original_sysctls: Mapping[str, str]) -> list[Ste
             swept = sysctl.swept_by(key)
             then = tuple((one, original_sysctls[one]) for one in swept if one in original_sysctls)
             steps.append(Step(SetSysctl(key, value, then), _set_again(key, now)))
+    steps += [
+        Step(DeleteQueueRule(rule), AddQueueRule(rule)) for rule in sorted(observed.queue_rules)
+    ]
+    if observed.table:
+        steps.append(Step(DeleteTable(), LoadTable(nft.read_whole())))
     return steps
 
 
@@ -285,9 +307,8 @@ def perform(steps: Iterable[Step], netlink: Netlink) -> None:
             step.change.perform(netlink)
         except Exception as refusal:
             left = _undo(done, netlink)
-            what = step.line.splitlines()[0]
             raise KernelError(
-                f"{what}: {refusal}; "
+                f"{step.summary}: {refusal}; "
                 + (f"not all could be undone: {left}" if left else "what was done before is undone")
             ) from refusal
         done.append(step)
@@ -299,8 +320,14 @@ def _undo(done: list[Step], netlink: Netlink) -> str:
         try:
             step.undo.perform(netlink)
         except Exception as refusal:
-            left.append(f"{step.undo.line.splitlines()[0]}: {refusal}")
+            left.append(f"{_summary(step.undo)}: {refusal}")
     return "; ".join(left)
+
+
+def _summary(change: Change) -> str:
+    if isinstance(change, LoadTable):
+        return f"nft -f - (table inet {TABLE})"
+    return change.line
 
 
 def _sysctl_steps(observed: Observed, plan: Plan) -> list[Step]:

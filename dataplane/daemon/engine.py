@@ -17,6 +17,7 @@ from netfilterqueue import Packet
 from dataplane.config.model import Engine, Queue
 from dataplane.errors import Error, KernelError, MachineError
 from dataplane.hotpath import (
+    MOST_COPY_BYTES,
     Classifier,
     Program,
     QueueWorker,
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 # What a queued packet takes of the socket's buffer beside its copied bytes: measured on Linux 6.18
 # with a copy range of 128. The kernel doubles what it is asked for, and frees in arrears.
 PACKET_OVERHEAD_BYTES = 1024
+
+# The kernel doubles it, into a signed 32-bit number.
+_MOST_BUFFER_BYTES = 2**30 - 1
 
 # NetfilterQueue's loop reads into 4 KiB, attributes included.
 _CALLBACK_COPY_BYTES = 3584
@@ -313,7 +317,8 @@ class QueueEngine:
 
 
 def _worker(queue: Queue, number: int, program: Program) -> Worker:
-    buffer_bytes = queue.length * (PACKET_OVERHEAD_BYTES + queue.copy_bytes)
+    copied = min(queue.copy_bytes, MOST_COPY_BYTES)
+    buffer_bytes = min(queue.length * (PACKET_OVERHEAD_BYTES + copied), _MOST_BUFFER_BYTES)
     try:
         if queue.engine is Engine.CALLBACK:
             return CallbackWorker(

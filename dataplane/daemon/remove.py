@@ -46,7 +46,7 @@ def remove(state_dir: Path, control_socket: Path) -> list[str]:
         perform(steps, netlink)
     finally:
         netlink.close()
-    done += [step.line.splitlines()[0] for step in steps]
+    done += [step.summary for step in steps]
     iptables.tidy(state.mangle_before)
     directory.remove()
     return done

@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 
 from dataplane.config.model import Config
-from dataplane.daemon.apply import difference as steps_between
 from dataplane.daemon.apply import check_mask, observe, perform, removal
+from dataplane.daemon.apply import difference as steps_between
 from dataplane.daemon.engine import QueueEngine
 from dataplane.daemon.look import Machine, running_table
 from dataplane.daemon.report import RateMeter, status_report
@@ -154,7 +154,7 @@ class Router:
             if steps:
                 self.mended += 1
                 for step in steps:
-                    log.warning("mended: %s", step.line.splitlines()[0])
+                    log.warning("mended: %s", step.summary)
                 perform(steps, self._machine.netlink)
                 self._remember_listing()
             return
@@ -171,7 +171,8 @@ class Router:
         found = misfits(config, facts)
         if found:
             raise MachineError("\n".join(found))
-        key = self._directory.key(config.key)
+        made = config.key is None and self._config.key is None
+        key = old.key if made else self._directory.key(config.key)
         wish = make_wish(config, facts, key, self._state.ids, old.home)
         old_config, self._config = self._config, config
         try:

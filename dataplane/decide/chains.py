@@ -375,6 +375,13 @@ def _postrouting_nat(plan: Plan) -> list[str]:
             rules.append(f"{match} meta nfproto ipv4 snat ip to {link.snat_address}")
         if link.nat is Nat.SNAT and link.snat_address6 and 6 in plan.families:
             rules.append(f"{match} meta nfproto ipv6 snat ip6 to {link.snat_address6}")
+        if planned.shared:
+            # masquerade would take the interface's first address for all of its links.
+            rules += [
+                f"{match} {_NFPROTO[address.version]} snat {_ADDRESS[address.version]} to {address}"
+                for address in planned.own_addresses
+                if address.version in plan.families
+            ]
         rules.append(
             f"{match} masquerade" if 6 in plan.families else f"{match} {_NFPROTO[4]} masquerade"
         )
@@ -420,6 +427,12 @@ def _postrouting_guard(plan: Plan) -> list[str]:
         match = f'oifname "{planned.link.interface}"'
         if planned.link.prefix6 and 6 in plan.families:
             rules.append(f"{match} ip6 saddr {planned.link.prefix6} accept")
+        # fib finds an address that two interfaces have on the first one only.
+        rules += [
+            f"{match} {_ADDRESS[address.version]} saddr {address} accept"
+            for address in planned.doubtful_addresses
+            if address.version in plan.families
+        ]
         if planned.link.snat_address:
             rules.append(f"{match} ip saddr {planned.link.snat_address} accept")
         if planned.link.snat_address6 and 6 in plan.families:

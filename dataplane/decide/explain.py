@@ -88,6 +88,11 @@ def explain(situation: Situation, flow: Flow, destination: Destination) -> Expla
         answer.reason = f"the source lies in the delegated prefix {pinned.prefix6}"
         answer.steps.append(f"{answer.reason} of link {pinned.name}: pinned to it, no translation")
         return _by_link(answer, situation, pinned, flow)
+    own = _own(situation, flow)
+    if own:
+        answer.reason = f"{flow.source} is this router's own address on link {own.name}"
+        answer.steps.append(f"{answer.reason}: what has that source leaves by it")
+        return _by_link(answer, situation, own, flow)
     decided = situation.classifier.classify_flow(
         flow.source.packed,
         flow.destination.packed,
@@ -120,7 +125,7 @@ def _exempt(situation: Situation, flow: Flow, destination: Destination) -> str:
         return f"it arrives on {flow.interface}, which is not of the LAN side"
     if flow.family == 6 and not config.ipv6:
         return "IPv6 is switched off in the file"
-    if flow.destination.is_multicast or destination.kind in ("broadcast", "anycast", "multicast"):
+    if _no_unicast(flow.destination) or destination.kind in ("broadcast", "anycast", "multicast"):
         return f"{flow.destination} is not a unicast address"
     if destination.kind == "local":
         return f"{flow.destination} is an address of this router"
@@ -128,12 +133,24 @@ def _exempt(situation: Situation, flow: Flow, destination: Destination) -> str:
         return "link-local traffic stays on its network"
     if flow.protocol == _UDP and flow.destination_port in _DHCP_PORTS:
         return "DHCP is left alone"
+    if destination.kind in ("blackhole", "unreachable", "prohibit"):
+        return f"main has a specific route to {flow.destination} that refuses it"
     if destination.kind == "specific":
         return (
             f"main has a connected network or a specific route to {flow.destination} "
             f"by {destination.interface}"
         )
     return ""
+
+
+def _no_unicast(address: IPv4Address | IPv6Address) -> bool:
+    """What the kernel calls broadcast or multicast whatever the routes say (inet_addr_type)."""
+    return (
+        address.is_multicast
+        or address.is_unspecified
+        or (address.version == 4 and address.packed[0] == 0)
+        or address.packed == b"\xff\xff\xff\xff"
+    )
 
 
 def _left_to_main(answer: Explanation, situation: Situation, reason: str) -> Explanation:
@@ -150,6 +167,16 @@ def _pinned(config: Config, flow: Flow) -> Link | None:
         if link.prefix6 and link.nat is not Nat.PREFIX and flow.source in link.prefix6:
             return link
     return None
+
+
+def _own(situation: Situation, flow: Flow) -> Link | None:
+    """The link whose address alone is the source of the router's own traffic."""
+    found = [
+        name
+        for name, state in situation.states.items()
+        if flow.source in state.way(flow.family).addresses
+    ]
+    return situation.config.link(found[0]) if len(found) == 1 and not flow.interface else None
 
 
 def _by_link(answer: Explanation, situation: Situation, link: Link, flow: Flow) -> Explanation:
@@ -197,9 +224,15 @@ def parse_flow(words: list[str]) -> Flow:
 
 
 def _port(word: str) -> int:
-    if not (word.isascii() and word.isdecimal() and int(word) <= 65535):
-        raise ValueError(f"expected a port from 0 to 65535, got {word!r}")
-    return int(word)
+    number = _number(word)
+    if number is None or number > 65535:
+        raise ValueError(f"expected a port from 0 to 65535, got {word[:40]!r}")
+    return number
+
+
+def _number(word: str) -> int | None:
+    """A short run of plain digits as a number."""
+    return int(word) if word.isascii() and word.isdecimal() and len(word) < 10 else None
 
 
 _PROTOCOLS = {
@@ -210,9 +243,7 @@ _PROTOCOLS = {
 
 def protocol_number(word: str) -> int:
     """A protocol by name or by number, 0 to 255. ValueError says what is legal."""
-    number = _PROTOCOLS.get(word.lower())
-    if number is None and word.isdecimal() and int(word) <= 255:
-        number = int(word)
-    if number is None:
-        raise ValueError(f"expected one of {', '.join(_PROTOCOLS)} or 0 to 255, got {word!r}")
+    number = _PROTOCOLS.get(word.lower(), _number(word))
+    if number is None or number > 255:
+        raise ValueError(f"expected one of {', '.join(_PROTOCOLS)} or 0 to 255, got {word[:40]!r}")
     return number

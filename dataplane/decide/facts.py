@@ -83,7 +83,8 @@ class Destination:
     """What main's routes without the default ones say of an address.
 
     `kind`: "specific" (connected or a specific route), "local" (this router), "broadcast",
-    "anycast", "multicast", or empty: only a default route would lead there.
+    "anycast", "multicast", "blackhole", "unreachable", "prohibit", or empty: only a default route
+    would lead there.
     """
 
     kind: str

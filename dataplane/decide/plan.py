@@ -27,7 +27,7 @@ from typing import Literal
 
 from dataplane.config.model import Config, Group, Link, Nat, Queue
 from dataplane.decide.facts import FAMILIES, Facts, Family
-from dataplane.decide.liveness import Address, LinkState, source_towards
+from dataplane.decide.liveness import Address, LinkState, Way, source_towards
 from dataplane.decide.marks import Marks
 from dataplane.decide.slots import SLOTS, SlotTable
 
@@ -111,8 +111,8 @@ class PlannedLink:
     """A link with its number and what the rules need to know of the machine.
 
     `shared`: another link uses the same interface, told apart by mark and by gateway's MAC.
-    `own_addresses` leaves out those that another link has too: they identify nobody. `slots` are
-    those that it holds now, by family.
+    `own_addresses` leaves out those that another link has too: they identify nobody, and are the
+    `doubtful_addresses`. `slots` are those that it holds now, by family.
     """
 
     id: int
@@ -122,6 +122,7 @@ class PlannedLink:
     shared: bool
     gateway_macs: tuple[str, ...]
     own_addresses: tuple[Address, ...]
+    doubtful_addresses: tuple[Address, ...]
     slots: tuple[int, int]
     mss: int | None
 
@@ -208,12 +209,12 @@ def _planned(
     held: Mapping[Family, Mapping[str, int]],
 ) -> PlannedLink:
     state = states[link.name]
+    claimed = _claimed(link, config, facts, state)
     foreign = {
         address
-        for name, other in states.items()
-        if name != link.name
-        for way in other.ways
-        for address in way.addresses
+        for other in config.links
+        if other.name != link.name
+        for address in _claimed(other, config, facts, states[other.name])
     }
     macs = dict(facts.gateway_macs)
     gateways = [str(way.gateway) for way in state.ways if way.gateway]
@@ -222,14 +223,33 @@ def _planned(
         mark=marks.mark(link_id),
         table=table_of(link_id),
         link=link,
-        shared=sum(other.interface == link.interface for other in config.links) > 1,
+        shared=_shared(link, config),
         gateway_macs=tuple(sorted({macs[gateway] for gateway in gateways if gateway in macs})),
-        own_addresses=tuple(
-            address for way in state.ways for address in way.addresses if address not in foreign
-        ),
+        own_addresses=tuple(address for address in claimed if address not in foreign),
+        doubtful_addresses=tuple(address for address in claimed if address in foreign),
         slots=(held.get(4, {}).get(link.name, 0), held.get(6, {}).get(link.name, 0)),
         mss=_mss(link, facts),
     )
+
+
+def _shared(link: Link, config: Config) -> bool:
+    return sum(other.interface == link.interface for other in config.links) > 1
+
+
+def _claimed(link: Link, config: Config, facts: Facts, state: LinkState) -> tuple[Address, ...]:
+    """The addresses that the link leaves with: of a shared interface, one a family."""
+    if not _shared(link, config):
+        return tuple(address for way in state.ways for address in way.addresses)
+    sources = (_source(link, way, facts) for way in state.ways)
+    return tuple(source for source in sources if source is not None)
+
+
+def _source(link: Link, way: Way, facts: Facts) -> Address | None:
+    """The link's address by this way. The file's own word tells two links of one network apart."""
+    for named in (link.snat_address, link.snat_address6):
+        if named is not None and named in way.addresses:
+            return named
+    return source_towards(way, facts.interface(link.interface))
 
 
 def _mss(link: Link, facts: Facts) -> int | None:
@@ -284,7 +304,7 @@ def _routes(
     for rank, planned in enumerate(preferred):
         way = states[planned.link.name].way(family)
         gateway = str(way.gateway) if way.gateway else ""
-        source = str(source_towards(way, facts.interface(planned.link.interface)))
+        source = str(_source(planned.link, way, facts))
         routes.append(
             Route(family, planned.table, 100, "unicast", planned.link.interface, gateway, source)
         )

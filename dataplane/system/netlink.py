@@ -29,6 +29,8 @@ _RTN_UNICAST, _RTN_UNREACHABLE = 1, 7
 _FR_ACT_TO_TBL, _FR_ACT_UNREACHABLE = 1, 7
 _TENTATIVE, _DADFAILED = 0x40, 0x08
 _NTF_USE = 0x01
+# How `route get` answers where a route refuses. Our own rule at the end says ENETUNREACH.
+_REFUSALS = {13: "prohibit", 22: "blackhole", 113: "unreachable"}
 _DESTINATIONS = {1: "specific", 2: "local", 3: "broadcast", 4: "anycast", 5: "multicast"}
 
 
@@ -232,8 +234,8 @@ class Netlink:
         address, _, _ = address.partition("%")
         try:
             found = self._ipr.route("get", family=_AF[family], dst=address, mark=ask_mark)
-        except NetlinkError:
-            return Destination("", "")
+        except NetlinkError as refusal:
+            return Destination(_REFUSALS.get(refusal.code, ""), "")
         for message in found:
             kind = _DESTINATIONS.get(message["type"], "")
             index = message.get_attr("RTA_OIF")

@@ -121,10 +121,6 @@ class StateDirectory:
         if known is not None:
             return known
         key = secrets.randbits(64)
-        try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as refusal:
-            raise MachineError(f"state_dir {self.path}: {refusal.strerror}") from refusal
         self._write("key", f"{key:016x}\n".encode())
         return key
 
@@ -155,6 +151,7 @@ class StateDirectory:
     def _write(self, name: str, data: bytes) -> None:
         fresh = self.path / f".{name}.new"
         try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)

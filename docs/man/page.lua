@@ -45,6 +45,9 @@ local function page(document)
     pandoc.Header(1, { pandoc.Str("NAME") }),
     pandoc.Para({ pandoc.Str(words(meta.name) .. " - " .. words(meta.summary)) }),
   })
+  if document.blocks[1].t ~= "Header" then
+    blocks:insert(pandoc.Header(1, { pandoc.Str("DESCRIPTION") }))
+  end
   blocks:extend(document.blocks)
   local see = {}
   for _, other in ipairs(meta.see) do

@@ -1,5 +1,5 @@
 """Hostile packets, netlink messages and program blocks, under the address and undefined-behaviour
-sanitizers. `make fuzz` runs the same harness for longer."""
+sanitizers. FUZZ_ROUNDS says for how long."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from dataplane.config.model import Fields
 from dataplane.decide.marks import Marks
-from dataplane.decide.program import AddressRange, ProgramRule, compile_program
+from dataplane.decide.program import AddressRange, Family, ProgramRule, compile_program
 from tests.policies import table
 
 HERE = Path(__file__).parent
@@ -42,7 +42,7 @@ def harness(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def blocks() -> dict[str, bytes]:
-    slots = {4: table(1, MARKS), 6: table(2, MARKS)}
+    slots: dict[Family, bytes] = {4: table(1, MARKS), 6: table(2, MARKS)}
     lists = {
         "a": [AddressRange(4, 0, 1 << 30), AddressRange(6, 1 << 120, 1 << 126)],
         "b": [AddressRange(4, n << 20, (n << 20) + 77) for n in range(0, 4096, 3)],

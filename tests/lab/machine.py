@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from dataplane.lab import Lab
@@ -14,13 +15,25 @@ _HELD = r"""
 nft list ruleset
 for family in -4 -6; do ip $family rule; ip $family route show table all; done
 iptables-save | grep -v '^#'; ip6tables-save | grep -v '^#'
-sysctl -a -r '^net\.(ipv4\.(ip_forward|conf)|ipv6\.conf)' 2>/dev/null | grep -v stable_secret
+cd /proc/sys
+grep -rs . net/ipv4/ip_forward net/ipv4/conf net/ipv6/conf | sed 's,:, = ,' | sort
 """
 
 
 def held(lab: Lab) -> str:
     """Rules, routes, filters and settings of the router."""
     return lab.router.run("bash", "-c", _HELD, check=False).stdout
+
+
+def put_settings_back(lab: Lab, before: str) -> None:
+    """The settings of what `held` gave earlier; those that sweep others first."""
+    lab.router.set({"net/ipv4/ip_forward": 0, "net/ipv6/conf/all/forwarding": 0})
+    with lab.router.inside():
+        for line in before.splitlines():
+            if line.startswith("net/"):
+                key, _, value = line.partition(" = ")
+                with suppress(OSError):  # Some cannot be written.
+                    Path("/proc/sys", key).write_text(value)
 
 
 def live_in(lab: Lab) -> None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import itertools
 import re
+import signal
 import socket
 import struct
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any, Self
 
 from dataplane.daemon.control import Status, ask
@@ -148,9 +150,9 @@ def link_of(lab: Lab, source: Address) -> str:
 
 def call(lab: Lab, target: Address, protocol: str = "udp", **more: Any) -> Talk:
     """A conversation of the LAN's first host with a server."""
-    source = more.pop("source", None) or lab.topology.lans[0].clients(
-        6 if target.version == 6 else 4
-    )[0]
+    source = (
+        more.pop("source", None) or lab.topology.lans[0].clients(6 if target.version == 6 else 4)[0]
+    )
     return Talk(lab.client, source, lab.server, target, protocol=protocol, **more)
 
 
@@ -163,6 +165,23 @@ def status(daemon: Daemon) -> dict[str, Any]:
 def queued(daemon: Daemon) -> int:
     """Packets that the queue has decided since the daemon's start."""
     return int(status(daemon)["queue"]["packets"])
+
+
+@contextmanager
+def held(daemon: Daemon) -> Iterator[None]:
+    """The daemon stands still, every thread of it; what is queued waits."""
+    daemon.process.send_signal(signal.SIGSTOP)
+    try:
+        tasks = Path(f"/proc/{daemon.process.pid}/task")
+        eventually(
+            lambda: all(
+                (task / "stat").read_text().rpartition(")")[2].split()[0] == "T"
+                for task in tasks.iterdir()
+            )
+        )
+        yield
+    finally:
+        daemon.process.send_signal(signal.SIGCONT)
 
 
 def eventually(condition: Callable[[], Any], why: str = "", timeout_s: float = 20.0) -> Any:

@@ -121,11 +121,19 @@ def test_modes(lab: Lab, path: Path) -> None:
     assert path.stat().st_gid == 65534
     member = 'exec setpriv --reuid=65533 --regid=65534 --clear-groups "$@"'
     reach = f"chmod 755 {lab.directory}"
-    script = 'import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1])'
+    script = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1])"
     for stranger, status in ((member, 0), (member.replace("--regid=65534", "--regid=65533"), 1)):
         done = lab.router.run(
-            "bash", "-c", f"{reach}; {stranger}", "bash", "/usr/bin/env", "python3", "-c", script,
-            str(path), check=False,
+            "bash",
+            "-c",
+            f"{reach}; {stranger}",
+            "bash",
+            "/usr/bin/env",
+            "python3",
+            "-c",
+            script,
+            str(path),
+            check=False,
         )
         assert done.returncode == status, done.stderr
 
@@ -149,10 +157,16 @@ def test_flows_that_are_none(path: Path) -> None:
 def test_flows_that_are_odd(path: Path) -> None:
     """Legal, if only just: each has an answer."""
     flows = [
-        ["0.0.0.0", "0.0.0.0"], ["255.255.255.255", "255.255.255.255"], ["::", "::"],
-        ["fe80::1%lan0", "fe80::2%lan0"], ["::1", "::1"], ["127.0.0.1", "127.0.0.1"],
-        ["::ffff:10.0.0.1", "::ffff:10.0.0.2"], ["10.10.1.1", "240.0.0.1"],
-        ["2001:db8:abc::100:cd", "ff02::1"], ["10.10.1.1", "203.0.113.1", "0"],
+        ["0.0.0.0", "0.0.0.0"],
+        ["255.255.255.255", "255.255.255.255"],
+        ["::", "::"],
+        ["fe80::1%lan0", "fe80::2%lan0"],
+        ["::1", "::1"],
+        ["127.0.0.1", "127.0.0.1"],
+        ["::ffff:10.0.0.1", "::ffff:10.0.0.2"],
+        ["10.10.1.1", "240.0.0.1"],
+        ["2001:db8:abc::100:cd", "ff02::1"],
+        ["10.10.1.1", "203.0.113.1", "0"],
         ["10.10.1.1", "203.0.113.1", "255", "65535", "65535", "no such"],
     ]
     answer = ask(path, {"ask": "explain", "flows": flows})

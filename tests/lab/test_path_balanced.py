@@ -16,7 +16,7 @@ from itertools import product
 import pytest
 
 from dataplane.lab import Daemon, Lab, Topology, lan, link, servers
-from dataplane.lab.topology import MBIT, Address
+from dataplane.lab.topology import MBIT, Address, Family
 from dataplane.lab.witness import Witness
 from tests.lab.talk import Talk, call, counted, link_of, queued, rightful_sources, tracked
 
@@ -42,9 +42,9 @@ def witness(lab: Lab, daemon: Daemon) -> Iterator[Witness]:
         yield witness
 
 
-def pairs(lab: Lab, family: int) -> list[tuple[Address, Address]]:
+def pairs(lab: Lab, family: Family) -> list[tuple[Address, Address]]:
     """Every (host, server) pair of the first LAN."""
-    return list(product(lab.topology.lans[0].clients(family), lab.topology.serving(family)))  # type: ignore[arg-type]
+    return list(product(lab.topology.lans[0].clients(family), lab.topology.serving(family)))
 
 
 @contextmanager
@@ -95,7 +95,7 @@ def test_only_the_first_packet_is_queued(lab: Lab, daemon: Daemon) -> None:
 
 
 @FAMILIES
-def test_unanswered_datagrams_are_queued_once(lab: Lab, daemon: Daemon, family: int) -> None:
+def test_unanswered_datagrams_are_queued_once(lab: Lab, daemon: Daemon, family: Family) -> None:
     before = queued(daemon)
     with call(lab, lab.topology.serving(family)[1]) as talk:
         assert len({talk.says() for _ in range(6)}) == 1
@@ -104,7 +104,7 @@ def test_unanswered_datagrams_are_queued_once(lab: Lab, daemon: Daemon, family: 
 
 @FAMILIES
 def test_a_pair_keeps_one_link_that_explain_foretells(
-    lab: Lab, daemon: Daemon, family: int
+    lab: Lab, daemon: Daemon, family: Family
 ) -> None:
     asked = [f"{source} {target} tcp 1 2" for source, target in pairs(lab, family)]
     foretold = [found["link"] for found in daemon.explain(asked)]
@@ -116,7 +116,7 @@ def test_a_pair_keeps_one_link_that_explain_foretells(
 
 
 @FAMILIES
-def test_connected_networks_stay_in_main(lab: Lab, daemon: Daemon, family: int) -> None:
+def test_connected_networks_stay_in_main(lab: Lab, daemon: Daemon, family: Family) -> None:
     before = queued(daemon)
     source = lab.topology.lans[0].clients(family)[0]
     target = lab.topology.lans[1].clients(family)[0]
@@ -131,7 +131,7 @@ def test_connected_networks_stay_in_main(lab: Lab, daemon: Daemon, family: int) 
 
 
 @FAMILIES
-def test_both_lans_are_balanced(lab: Lab, family: int) -> None:
+def test_both_lans_are_balanced(lab: Lab, family: Family) -> None:
     for network in lab.topology.lans:
         used = set()
         for target in lab.topology.serving(family):
@@ -142,7 +142,7 @@ def test_both_lans_are_balanced(lab: Lab, family: int) -> None:
 
 
 @FAMILIES
-def test_specific_routes_stay_in_main(lab: Lab, daemon: Daemon, family: int) -> None:
+def test_specific_routes_stay_in_main(lab: Lab, daemon: Daemon, family: Family) -> None:
     behind = "198.18.200.7" if family == 4 else "2001:db8:77::7"
     via = str(lab.topology.lans[1].clients(family)[0])
     lab["dmz"].run("ip", "address", "replace", behind, "dev", "lo")
@@ -157,13 +157,13 @@ def test_specific_routes_stay_in_main(lab: Lab, daemon: Daemon, family: int) -> 
 @FAMILIES
 @pytest.mark.parametrize("name", ["isp-a", "isp-b"])
 def test_specific_route_through_a_link_is_that_links(
-    lab: Lab, daemon: Daemon, family: int, name: str
+    lab: Lab, daemon: Daemon, family: Family, name: str
 ) -> None:
     way = lab.topology.link(name)
     number = lab.topology.links.index(way) + 1
     before = queued(daemon)
     for target in lab.topology.serving(family):
-        with route(lab, str(target), "via", str(way.gateway(family)), "dev", way.interface):  # type: ignore[arg-type]
+        with route(lab, str(target), "via", str(way.gateway(family)), "dev", way.interface):
             for protocol in ("udp", "tcp"):
                 with call(lab, target, protocol) as talk:
                     assert {link_of(lab, talk.goes_on()) for _ in range(2)} == {name}
@@ -173,7 +173,8 @@ def test_specific_route_through_a_link_is_that_links(
 
 
 @pytest.mark.parametrize(
-    "target", ["239.1.2.3", "169.254.7.7", "10.10.255.255", "255.255.255.255", "ff02::fb", "ff05::2"]
+    "target",
+    ["239.1.2.3", "169.254.7.7", "10.10.255.255", "255.255.255.255", "ff02::fb", "ff05::2"],
 )
 def test_what_is_not_unicast_is_left_alone(lab: Lab, daemon: Daemon, target: str) -> None:
     before = queued(daemon)
@@ -198,12 +199,12 @@ def test_what_is_not_unicast_is_left_alone(lab: Lab, daemon: Daemon, target: str
 
 
 @FAMILIES
-def test_the_router_itself_is_reached(lab: Lab, daemon: Daemon, family: int) -> None:
+def test_the_router_itself_is_reached(lab: Lab, daemon: Daemon, family: Family) -> None:
     """By its address on the LAN side and by those on the links."""
     before = queued(daemon)
     source = lab.topology.lans[0].clients(family)[0]
-    targets = [lab.topology.lans[0].router(family), lab.topology.lans[1].router(family)]  # type: ignore[arg-type]
-    targets += [way.address(family) for way in lab.topology.links]  # type: ignore[arg-type]
+    targets = [lab.topology.lans[0].router(family), lab.topology.lans[1].router(family)]
+    targets += [way.address(family) for way in lab.topology.links]
     for target in targets:
         for protocol in ("udp", "tcp"):
             with Talk(lab.client, source, lab.router, target, protocol=protocol) as talk:
@@ -213,7 +214,7 @@ def test_the_router_itself_is_reached(lab: Lab, daemon: Daemon, family: int) -> 
 
 @FAMILIES
 def test_other_mark_bits_are_kept_and_do_not_stop_balancing(
-    lab: Lab, daemon: Daemon, family: int
+    lab: Lab, daemon: Daemon, family: Family
 ) -> None:
     before = queued(daemon)
     with marking(lab, 0x80FF0042):
@@ -248,11 +249,11 @@ def test_other_bits_of_a_connections_mark_are_kept(lab: Lab) -> None:
 
 
 @FAMILIES
-def test_exempt_marks_are_left_to_main(lab: Lab, daemon: Daemon, family: int) -> None:
+def test_exempt_marks_are_left_to_main(lab: Lab, daemon: Daemon, family: Family) -> None:
     before, fallback = queued(daemon), counted(lab, "fallback")
     way = lab.topology.link("isp-a")
     default = "default" if family == 4 else "::/0"
-    hop = ("via", str(way.gateway(family)), "dev", way.interface)  # type: ignore[arg-type]
+    hop = ("via", str(way.gateway(family)), "dev", way.interface)
     with marking(lab, 0xCA6C), route(lab, default, *hop):
         for target in lab.topology.serving(family):
             with call(lab, target) as talk:
@@ -270,10 +271,10 @@ def test_a_mark_that_only_contains_an_exempt_one_is_balanced(lab: Lab, daemon: D
 
 
 @FAMILIES
-def test_a_default_route_in_main_draws_nothing(lab: Lab, family: int) -> None:
+def test_a_default_route_in_main_draws_nothing(lab: Lab, family: Family) -> None:
     """Balanced connections go by their mark, whatever main's default says."""
     way = lab.topology.link("isp-a")
-    hop = ("via", str(way.gateway(family)), "dev", way.interface)  # type: ignore[arg-type]
+    hop = ("via", str(way.gateway(family)), "dev", way.interface)
     with route(lab, "default" if family == 4 else "::/0", *hop):
         used = set()
         for source, target in pairs(lab, family):

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import signal
 import socket
-from itertools import product
+from functools import partial
+from itertools import chain, product
 from typing import Any
 
 import pytest
 
 from dataplane.lab import Daemon, Lab, uplinks
+from dataplane.lab.topology import Family
 from tests.lab.conftest import MakeLab
 from tests.lab.talk import (
     Talk,
@@ -21,6 +23,7 @@ from tests.lab.talk import (
     counted,
     eventually,
     file_with,
+    held,
     link_of,
     queued,
     rightful_sources,
@@ -41,10 +44,10 @@ EACH_ENGINE = pytest.mark.parametrize(
 )
 
 
-def talks_over_both(lab: Lab, family: int, protocol: str = "udp") -> dict[str, list[Talk]]:
+def talks_over_both(lab: Lab, family: Family, protocol: str = "udp") -> dict[str, list[Talk]]:
     """One open conversation for every pair, by the link that it took."""
     found: dict[str, list[Talk]] = {}
-    pairs = product(lab.topology.lans[0].clients(family), lab.topology.serving(family))  # type: ignore[arg-type]
+    pairs = product(lab.topology.lans[0].clients(family), lab.topology.serving(family))
     for source, target in pairs:
         talk = call(lab, target, protocol, source=source)
         found.setdefault(link_of(lab, talk.goes_on()), []).append(talk)
@@ -60,11 +63,11 @@ def go_on(lab: Lab, talks: dict[str, list[Talk]], turns: int = 2) -> None:
                 assert link_of(lab, talk.goes_on()) == name
 
 
-def burst(lab: Lab, daemon: Daemon, family: int, count: int) -> set[tuple[Any, ...]]:
+def burst(lab: Lab, daemon: Daemon, family: Family, count: int) -> set[tuple[Any, ...]]:
     """Datagrams of one new socket that all wait in the queue at once; the peers that are seen."""
     kind = socket.AF_INET if family == 4 else socket.AF_INET6
-    source = str(lab.topology.lans[0].clients(family)[0])  # type: ignore[arg-type]
-    target = str(lab.topology.serving(family)[0])  # type: ignore[arg-type]
+    source = str(lab.topology.lans[0].clients(family)[0])
+    target = str(lab.topology.serving(family)[0])
     with lab.server.inside():
         far = socket.socket(kind, socket.SOCK_DGRAM)
     with lab.client.inside():
@@ -74,12 +77,9 @@ def burst(lab: Lab, daemon: Daemon, family: int, count: int) -> set[tuple[Any, .
         far.bind((target, 0))
         near.bind((source, 0))
         near.connect(far.getsockname()[:2])
-        daemon.process.send_signal(signal.SIGSTOP)
-        try:
+        with held(daemon):
             for number in range(count):
                 near.send(bytes([number]))
-        finally:
-            daemon.process.send_signal(signal.SIGCONT)
         heard = [far.recvfrom(8) for _ in range(count)]
     assert [data[0] for data, _ in heard] == list(range(count)), "lost or out of order"
     return {peer for _, peer in heard}
@@ -94,7 +94,7 @@ def test_connections_keep_their_link(two_links: Lab, queue: dict[str, object]) -
             for protocol in ("udp", "tcp"):
                 talks = talks_over_both(lab, family, protocol)
                 go_on(lab, talks)
-                for talk in sum(talks.values(), []):
+                for talk in chain.from_iterable(talks.values()):
                     talk.close()
         told = status(daemon)["queue"]
         assert (told["errors"], told["dropped"], told["fallback"]) == (0, 0, 0)
@@ -102,7 +102,9 @@ def test_connections_keep_their_link(two_links: Lab, queue: dict[str, object]) -
 
 @EACH_ENGINE
 @FAMILIES
-def test_a_burst_is_one_connection(two_links: Lab, queue: dict[str, object], family: int) -> None:
+def test_a_burst_is_one_connection(
+    two_links: Lab, queue: dict[str, object], family: Family
+) -> None:
     lab = two_links
     daemon = lab.run(file_with(lab, sections={"queue": queue}, key=KEY))
     with rightful_sources(lab):
@@ -111,11 +113,11 @@ def test_a_burst_is_one_connection(two_links: Lab, queue: dict[str, object], fam
 
 
 @FAMILIES
-def test_fragments_are_one_packet(two_links: Lab, family: int) -> None:
+def test_fragments_are_one_packet(two_links: Lab, family: Family) -> None:
     lab = two_links
     daemon = lab.run(lab.file(key=KEY))
     with rightful_sources(lab):
-        for target in lab.topology.serving(family):  # type: ignore[arg-type]
+        for target in lab.topology.serving(family):
             with call(lab, target) as talk:
                 before = queued(daemon)
                 talk.near.send(bytes(5000))
@@ -132,18 +134,18 @@ def test_fragments_are_one_packet(two_links: Lab, family: int) -> None:
 @EACH_ENGINE
 @FAMILIES
 def test_older_connections_are_adopted(
-    make_lab: MakeLab, queue: dict[str, object], family: int
+    make_lab: MakeLab, queue: dict[str, object], family: Family
 ) -> None:
     """Before `run`, a plain router sends everything by isp-a; half of it would be isp-b's."""
     lab = make_lab(uplinks(10_000_000, 20_000_000, shaped=False))
     lab.plain("isp-a")
     older = []
     for protocol in ("udp", "tcp"):
-        for target in lab.topology.serving(family):  # type: ignore[arg-type]
+        for target in lab.topology.serving(family):
             older.append(call(lab, target, protocol))
             assert link_of(lab, older[-1].goes_on()) == "isp-a"
     way = lab.topology.link("isp-a")
-    inbound = Talk(lab.server, lab.topology.serving(family)[0], lab.router, way.address(family))  # type: ignore[arg-type]
+    inbound = Talk(lab.server, lab.topology.serving(family)[0], lab.router, way.address(family))
     inbound.goes_on()
     with rightful_sources(lab):
         daemon = lab.run(file_with(lab, sections={"queue": queue}, key=KEY))
@@ -153,7 +155,7 @@ def test_older_connections_are_adopted(
             inbound.goes_on()
         assert len(tracked(lab, f"mark={1 << 24}")) >= len(older) + 1
         # New ones of the same pairs are balanced at once.
-        pairs = product(lab.topology.lans[0].clients(family), lab.topology.serving(family))  # type: ignore[arg-type]
+        pairs = product(lab.topology.lans[0].clients(family), lab.topology.serving(family))
         used = set()
         for source, target in pairs:
             with call(lab, target, source=source) as talk:
@@ -170,16 +172,13 @@ def test_a_full_queue_lets_packets_pass_and_the_kernel_settles(two_links: Lab) -
     assert length == 16
     talks = []
     with rightful_sources(lab):
-        daemon.process.send_signal(signal.SIGSTOP)
-        try:
+        with held(daemon):
             for _ in range(4):
                 for source in lab.topology.lans[0].clients(4):
                     for target in lab.topology.serving(4):
                         talks.append(call(lab, target, source=source))
                         talks[-1].near.send(talks[-1].payload)
             eventually(lambda: counted(lab, "fallback") == len(talks) - length)
-        finally:
-            daemon.process.send_signal(signal.SIGCONT)
         used = set()
         for talk in talks:
             heard, talk.peer = talk.far.recvfrom(64)
@@ -187,6 +186,10 @@ def test_a_full_queue_lets_packets_pass_and_the_kernel_settles(two_links: Lab) -
             used.add(link_of(lab, talk.goes_on()))
         assert used == {"isp-a", "isp-b"}
     assert status(daemon)["queue"]["fallback"] == len(talks) - length
+
+
+def has_shares(daemon: Daemon, shares: list[float]) -> bool:
+    return [round(one["share_slots"], 3) for one in status(daemon)["links"]] == shares
 
 
 def test_reload_moves_no_connection(two_links: Lab) -> None:
@@ -200,11 +203,7 @@ def test_reload_moves_no_connection(two_links: Lab) -> None:
             turned = {"isp-a": {"capacity": "90Mbit"}, "isp-b": {"capacity": "10Mbit"}}
             file_with(lab, turned, sections={"queue": queue}, key=KEY)
             daemon.reload()
-
-            def shares(daemon: Daemon = daemon) -> list[float]:
-                return [round(one["share_slots"], 3) for one in status(daemon)["links"]]
-
-            eventually(lambda read=shares: read() == [0.9, 0.1])
+            eventually(partial(has_shares, daemon, [0.9, 0.1]))
             go_on(lab, talks)
             go_on(lab, streams)
         assert daemon.stop(signal.SIGINT) == 0

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from dataplane.lab import Daemon, Lab, Topology, lan, link, servers
-from dataplane.lab.topology import MBIT, Link
+from dataplane.lab.topology import MBIT, Family, Link
 from tests.lab.talk import Talk, eventually, queued, rightful_sources, tracked
 
 FAMILIES = pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
@@ -48,13 +48,13 @@ def mark_of(lab: Lab, way: Link) -> str:
 @LINKS
 @PROTOCOLS
 def test_the_router_is_reached_on_each_link(
-    lab: Lab, daemon: Daemon, family: int, name: str, protocol: str
+    lab: Lab, daemon: Daemon, family: Family, name: str, protocol: str
 ) -> None:
     """The near side is connected: it hears only answers from the address that it asked."""
     way = lab.topology.link(name)
     before = queued(daemon)
     for asker in lab.topology.serving(family):
-        with Talk(lab.server, asker, lab.router, way.address(family), protocol=protocol) as talk:  # type: ignore[arg-type]
+        with Talk(lab.server, asker, lab.router, way.address(family), protocol=protocol) as talk:
             for _ in range(3):
                 assert talk.goes_on() == asker
             assert tracked(lab, mark_of(lab, way), f"sport={talk.ports[0]}")
@@ -64,10 +64,10 @@ def test_the_router_is_reached_on_each_link(
 @FAMILIES
 @LINKS
 def test_the_router_answers_pings_and_refusals_by_the_same_link(
-    lab: Lab, family: int, name: str
+    lab: Lab, family: Family, name: str
 ) -> None:
     way = lab.topology.link(name)
-    asked = str(way.address(family))  # type: ignore[arg-type]
+    asked = str(way.address(family))
     for asker in lab.topology.serving(family)[:3]:
         lab.server.run("ping", "-n", "-c1", "-W2", "-I", str(asker), asked)
         kind = socket.AF_INET if family == 4 else socket.AF_INET6
@@ -90,11 +90,11 @@ def test_the_router_answers_pings_and_refusals_by_the_same_link(
 @PROTOCOLS
 @pytest.mark.parametrize("host", ["client", "dmz"])
 def test_port_forwards_answer_by_the_link_that_was_asked(
-    lab: Lab, daemon: Daemon, family: int, name: str, protocol: str, host: str
+    lab: Lab, daemon: Daemon, family: Family, name: str, protocol: str, host: str
 ) -> None:
     way = lab.topology.link(name)
     network = next(found for found in lab.topology.lans if found.name == host)
-    inside, asked = network.clients(family)[0], way.address(family)  # type: ignore[arg-type]
+    inside, asked = network.clients(family)[0], way.address(family)
     words = ("ip", str(inside)) if family == 4 else ("ip6", str(inside))
     rules = f"""
     table inet admin {{
@@ -120,15 +120,10 @@ def test_port_forwards_answer_by_the_link_that_was_asked(
 
 
 @FAMILIES
-def test_both_links_asked_at_once_by_one_host(
-    lab: Lab, family: int
-) -> None:
+def test_both_links_asked_at_once_by_one_host(lab: Lab, family: Family) -> None:
     """Both links asked from one address and port at once: two connections, two ways."""
     asker = lab.topology.serving(family)[0]
-    talks = [
-        Talk(lab.server, asker, lab.router, way.address(family))  # type: ignore[arg-type]
-        for way in lab.topology.links
-    ]
+    talks = [Talk(lab.server, asker, lab.router, way.address(family)) for way in lab.topology.links]
     for _ in range(3):
         for talk in talks:
             assert talk.says() == asker

@@ -72,7 +72,9 @@ def ours(lab: Lab) -> list[str]:
 def test_mended(lab: Lab, daemon: Daemon, deed: str) -> None:
     before, mended = ours(lab), status(daemon)["mended"]
     talks = [
-        call(lab, target, protocol) for target in lab.topology.servers for protocol in ("udp", "tcp")
+        call(lab, target, protocol)
+        for target in lab.topology.servers
+        for protocol in ("udp", "tcp")
     ]
     homes = [link_of(lab, talk.goes_on()) for talk in talks]
     assert set(homes) == {"isp-a", "isp-b"}
@@ -91,17 +93,26 @@ def test_mended(lab: Lab, daemon: Daemon, deed: str) -> None:
         assert queued(daemon) == asked + len(lab.topology.servers)
 
 
+def has_rule(lab: Lab) -> bool:
+    return "30301:" in lab.router.run("ip", "rule").stdout
+
+
+def delete_a_rule(lab: Lab) -> None:
+    lab.router.run("ip", "rule", "del", "priority", "30301")
+
+
 @pytest.mark.parametrize("family", ["ipv4", "ipv6"])
 def test_settings_are_set_again(lab: Lab, daemon: Daemon, family: str) -> None:
     """Nobody tells of a setting; it is found when something else is looked after."""
     key = "ipv4/conf/wan1/rp_filter" if family == "ipv4" else "ipv6/conf/wan1/accept_ra"
     lab.router.set({f"net/{key}": 1})
-    lab.router.run("ip", "rule", "del", "priority", "30301")
+    delete_a_rule(lab)
 
     def value() -> str:
         return lab.router.run("cat", f"/proc/sys/net/{key}").stdout.strip()
 
     eventually(lambda: value() == "2")
+    eventually(lambda: has_rule(lab))
 
 
 def test_other_peoples_things_are_left_alone(lab: Lab, daemon: Daemon) -> None:
@@ -128,8 +139,8 @@ def test_other_peoples_things_are_left_alone(lab: Lab, daemon: Daemon) -> None:
     try:
         seen = lab.router.run("sh", "-c", f"{kept} | grep -v '^#'").stdout
         # A deed of ours afterwards: whoever mends it has seen the others' too.
-        lab.router.run("ip", "rule", "del", "priority", "30301")
-        eventually(lambda: "30301:" in lab.router.run("ip", "rule").stdout)
+        delete_a_rule(lab)
+        eventually(lambda: has_rule(lab))
         now = lab.router.run("sh", "-c", f"{kept} | grep -v '^#'").stdout
         assert sorted(now.splitlines()) == sorted(seen.splitlines())
     finally:

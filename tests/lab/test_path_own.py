@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from dataplane.lab import Daemon, Lab, uplinks
+from dataplane.lab.topology import Family
 from tests.lab.conftest import MakeLab
 from tests.lab.talk import (
     Talk,
@@ -52,10 +53,10 @@ def watched(lab: Lab, daemon: Daemon) -> Iterator[Daemon]:
 @FAMILIES
 @PROTOCOLS
 def test_unbound_sockets_are_balanced(
-    lab: Lab, watched: Daemon, family: int, protocol: str
+    lab: Lab, watched: Daemon, family: Family, protocol: str
 ) -> None:
-    source = lab.topology.lans[0].router(family)  # type: ignore[arg-type]
-    targets = lab.topology.serving(family)  # type: ignore[arg-type]
+    source = lab.topology.lans[0].router(family)
+    targets = lab.topology.serving(family)
     asked = [f"{source} {target} {protocol} 1 2" for target in targets]
     foretold = [one["link"] for one in watched.explain(asked)]
     before, used = queued(watched), []
@@ -74,16 +75,16 @@ def test_unbound_sockets_are_balanced(
 @LINKS
 @PROTOCOLS
 def test_sockets_bound_to_an_interface_use_it(
-    lab: Lab, watched: Daemon, family: int, name: str, protocol: str
+    lab: Lab, watched: Daemon, family: Family, name: str, protocol: str
 ) -> None:
     way = lab.topology.link(name)
     before = queued(watched)
-    for target in lab.topology.serving(family):  # type: ignore[arg-type]
+    for target in lab.topology.serving(family):
         with Talk(
             lab.router, None, lab.server, target, protocol=protocol, device=way.interface
         ) as talk:
             for _ in range(3):
-                assert talk.goes_on() == way.address(family)  # type: ignore[arg-type]
+                assert talk.goes_on() == way.address(family)
     assert queued(watched) == before
 
 
@@ -91,12 +92,12 @@ def test_sockets_bound_to_an_interface_use_it(
 @LINKS
 @PROTOCOLS
 def test_sockets_bound_to_an_address_use_its_link(
-    lab: Lab, watched: Daemon, family: int, name: str, protocol: str
+    lab: Lab, watched: Daemon, family: Family, name: str, protocol: str
 ) -> None:
     way = lab.topology.link(name)
-    address = way.address(family)  # type: ignore[arg-type]
+    address = way.address(family)
     before = queued(watched)
-    for target in lab.topology.serving(family):  # type: ignore[arg-type]
+    for target in lab.topology.serving(family):
         with Talk(lab.router, address, lab.server, target, protocol=protocol) as talk:
             for _ in range(3):
                 assert talk.goes_on() == address
@@ -108,12 +109,12 @@ def test_sockets_bound_to_an_address_use_its_link(
 @FAMILIES
 @LINKS
 def test_a_remembered_source_uses_its_link(
-    lab: Lab, watched: Daemon, family: int, name: str
+    lab: Lab, watched: Daemon, family: Family, name: str
 ) -> None:
     """As WireGuard does it: an unbound socket says the source with each packet."""
-    address = lab.topology.link(name).address(family)  # type: ignore[arg-type]
+    address = lab.topology.link(name).address(family)
     kind = socket.AF_INET if family == 4 else socket.AF_INET6
-    for target in lab.topology.serving(family):  # type: ignore[arg-type]
+    for target in lab.topology.serving(family):
         with lab.server.inside():
             far = socket.socket(kind, socket.SOCK_DGRAM)
         with lab.router.inside():
@@ -135,44 +136,45 @@ def test_a_remembered_source_uses_its_link(
 @FAMILIES
 @LINKS
 def test_a_socket_that_sets_our_bits_has_chosen(
-    lab: Lab, watched: Daemon, family: int, name: str
+    lab: Lab, watched: Daemon, family: Family, name: str
 ) -> None:
     number = lab.topology.links.index(lab.topology.link(name)) + 1
     before = queued(watched)
-    for target in lab.topology.serving(family):  # type: ignore[arg-type]
+    for target in lab.topology.serving(family):
         with Talk(lab.router, None, lab.server, target, mark=number << 24 | 0x42) as talk:
             assert {link_of(lab, talk.goes_on()) for _ in range(3)} == {name}
     assert queued(watched) == before
 
 
 @FAMILIES
-def test_towards_the_lan_nothing_is_asked(lab: Lab, watched: Daemon, family: int) -> None:
+def test_towards_the_lan_nothing_is_asked(lab: Lab, watched: Daemon, family: Family) -> None:
     before = queued(watched)
-    host = lab.topology.lans[0].clients(family)[0]  # type: ignore[arg-type]
+    host = lab.topology.lans[0].clients(family)[0]
     for protocol in ("tcp", "udp"):
         with Talk(lab.router, None, lab.client, host, protocol=protocol) as talk:
-            assert talk.goes_on() == lab.topology.lans[0].router(family)  # type: ignore[arg-type]
+            assert talk.goes_on() == lab.topology.lans[0].router(family)
     assert queued(watched) == before
 
 
 @FAMILIES
-def test_pings_of_the_router(lab: Lab, watched: Daemon, family: int) -> None:
-    for target in lab.topology.serving(family)[:4]:  # type: ignore[arg-type]
+def test_pings_of_the_router(lab: Lab, watched: Daemon, family: Family) -> None:
+    for target in lab.topology.serving(family)[:4]:
         for bound in ([], ["-I", "wan1"], ["-I", "wan2"]):
             lab.router.run("ping", "-n", "-c1", "-W3", *bound, str(target))
 
 
 @FAMILIES
-def test_left_to_main(make_lab: MakeLab, family: int) -> None:
+def test_left_to_main(make_lab: MakeLab, family: Family) -> None:
     """own_traffic = "main": main's default decides for the unbound, and nothing is asked."""
     lab = make_lab(uplinks(10_000_000, 20_000_000, shaped=False))
     way = lab.topology.link("isp-a")
-    for version, prefix in ((4, "default"), (6, "::/0")):
-        hop = ("via", str(way.gateway(version)), "dev", way.interface)  # type: ignore[arg-type]
+    prefixes: dict[Family, str] = {4: "default", 6: "::/0"}
+    for version, prefix in prefixes.items():
+        hop = ("via", str(way.gateway(version)), "dev", way.interface)
         lab.router.run("ip", f"-{version}", "route", "add", prefix, *hop)
     daemon = lab.run(lab.file(key=KEY, own_traffic="main"))
     with rightful_sources(lab):
-        for target in lab.topology.serving(family):  # type: ignore[arg-type]
+        for target in lab.topology.serving(family):
             for protocol in ("tcp", "udp"):
                 with Talk(lab.router, None, lab.server, target, protocol=protocol) as talk:
                     assert link_of(lab, talk.goes_on()) == "isp-a"
@@ -183,7 +185,7 @@ def test_left_to_main(make_lab: MakeLab, family: int) -> None:
                     ) as talk:  # fmt: skip
                         assert link_of(lab, talk.goes_on()) == other.name
         for other in lab.topology.links:
-            asker = lab.topology.serving(family)[0]  # type: ignore[arg-type]
-            with Talk(lab.server, asker, lab.router, other.address(family)) as talk:  # type: ignore[arg-type]
+            asker = lab.topology.serving(family)[0]
+            with Talk(lab.server, asker, lab.router, other.address(family)) as talk:
                 assert talk.goes_on() == asker
     assert status(daemon)["queue"]["packets"] == 0

@@ -15,7 +15,7 @@ from itertools import product
 import pytest
 
 from dataplane.lab import Daemon, Lab, uplinks
-from dataplane.lab.topology import Address
+from dataplane.lab.topology import BOTH, Address, Family
 from tests.lab.conftest import MakeLab
 from tests.lab.talk import Talk, call, counted, eventually, link_of, queued, rightful_sources
 
@@ -39,8 +39,8 @@ def machine(lab: Lab) -> list[str]:
     return [line for line in said.splitlines() if not line.startswith("#")]
 
 
-def pairs(lab: Lab, family: int) -> list[tuple[Address, Address]]:
-    return list(product(lab.topology.lans[0].clients(family), lab.topology.serving(family)))  # type: ignore[arg-type]
+def pairs(lab: Lab, family: Family) -> list[tuple[Address, Address]]:
+    return list(product(lab.topology.lans[0].clients(family), lab.topology.serving(family)))
 
 
 @EACH_ENDING
@@ -49,7 +49,7 @@ def test_connections_and_known_pairs_outlive_the_daemon(two_links: Lab, end: End
     daemon = lab.run(lab.file(key=KEY))
     with rightful_sources(lab), ExitStack() as stack:
         known: list[tuple[Talk, Address, Address, str]] = []
-        for family, protocol in product((4, 6), ("udp", "tcp")):
+        for family, protocol in product(BOTH, ("udp", "tcp")):
             for source, target in pairs(lab, family):
                 talk = stack.enter_context(call(lab, target, protocol, source=source))
                 known.append((talk, source, target, link_of(lab, talk.goes_on())))
@@ -71,7 +71,7 @@ def test_connections_and_known_pairs_outlive_the_daemon(two_links: Lab, end: End
 
 
 @FAMILIES
-def test_unknown_pairs_are_settled_with_the_same_shares(make_lab: MakeLab, family: int) -> None:
+def test_unknown_pairs_are_settled_with_the_same_shares(make_lab: MakeLab, family: Family) -> None:
     """jhash over 480 pairs: 160 are isp-a's, give or take four standard deviations."""
     lab = make_lab(uplinks(10_000_000, 20_000_000, shaped=False, hosts=24, server_count=20))
     daemon = lab.run(lab.file(key=KEY))
@@ -90,18 +90,18 @@ def test_unknown_pairs_are_settled_with_the_same_shares(make_lab: MakeLab, famil
 
 
 @FAMILIES
-def test_without_a_daemon_own_and_inbound_go_on(two_links: Lab, family: int) -> None:
+def test_without_a_daemon_own_and_inbound_go_on(two_links: Lab, family: Family) -> None:
     lab = two_links
     daemon = lab.run(lab.file(key=KEY))
     daemon.kill()
     with rightful_sources(lab):
-        for target in lab.topology.serving(family):  # type: ignore[arg-type]
+        for target in lab.topology.serving(family):
             with Talk(lab.router, None, lab.server, target, protocol="tcp") as talk:
                 assert link_of(lab, talk.goes_on()) in ("isp-a", "isp-b")
             for way in lab.topology.links:
                 with Talk(lab.router, None, lab.server, target, device=way.interface) as talk:
                     assert link_of(lab, talk.goes_on()) == way.name
-                with Talk(lab.server, target, lab.router, way.address(family)) as talk:  # type: ignore[arg-type]
+                with Talk(lab.server, target, lab.router, way.address(family)) as talk:
                     assert talk.goes_on() == target
 
 

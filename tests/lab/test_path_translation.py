@@ -17,7 +17,7 @@ from scapy.layers.l2 import Ether
 
 from dataplane.lab import Daemon, Lab, Topology, lan, link, servers
 from dataplane.lab.namespaces import Namespace
-from dataplane.lab.topology import MBIT, Address
+from dataplane.lab.topology import MBIT, Address, Family
 from tests.lab.conftest import MakeLab
 from tests.lab.talk import (
     Talk,
@@ -43,12 +43,12 @@ def lab(make_lab: MakeLab) -> Lab:
     return make_lab(Topology((a, b), lans, servers(4)))
 
 
-def run(lab: Lab, links: Mapping[str, Mapping[str, object]], **top: object) -> Daemon:
-    return lab.run(file_with(lab, links, key=KEY, **top))
+def run(lab: Lab, links: Mapping[str, Mapping[str, object]]) -> Daemon:
+    return lab.run(file_with(lab, links, key=KEY))
 
 
-def pairs(lab: Lab, family: int) -> list[tuple[Address, Address]]:
-    return list(product(lab.topology.lans[0].clients(family), lab.topology.serving(family)))  # type: ignore[arg-type]
+def pairs(lab: Lab, family: Family) -> list[tuple[Address, Address]]:
+    return list(product(lab.topology.lans[0].clients(family), lab.topology.serving(family)))
 
 
 def delegated_hosts(lab: Lab) -> tuple[Address, ...]:
@@ -111,7 +111,7 @@ def test_prefix_translation_keeps_the_host_part(lab: Lab) -> None:
 
 
 @FAMILIES
-def test_snat_writes_the_address_of_the_file(lab: Lab, family: int) -> None:
+def test_snat_writes_the_address_of_the_file(lab: Lab, family: Family) -> None:
     """A second address of the link, routed to us by the provider."""
     extra = {4: "192.0.2.77", 6: "2001:db8:1::77"}[family]
     length = {4: 24, 6: 64}[family]
@@ -125,17 +125,17 @@ def test_snat_writes_the_address_of_the_file(lab: Lab, family: int) -> None:
         for protocol in ("udp", "tcp"):
             with call(lab, target, protocol, source=source) as talk:
                 used.add(str(talk.goes_on()))
-    assert used == {extra, str(lab.topology.link("isp-b").address(family))}  # type: ignore[arg-type]
+    assert used == {extra, str(lab.topology.link("isp-b").address(family))}
     assert counted(lab, "wrong_source") == 0
 
 
 @FAMILIES
-def test_nat_none_leaves_sources_alone(lab: Lab, family: int) -> None:
+def test_nat_none_leaves_sources_alone(lab: Lab, family: Family) -> None:
     """The provider routes the LAN's network to us, as between offices."""
     inside = str(lab.topology.lans[0].addresses[0 if family == 4 else 1].network)
     way = lab.topology.link("isp-a")
     core = {4: "198.19.1.1", 6: "2001:db8:c001::1"}[family]
-    lab["isp-a"].run("ip", "route", "add", inside, "via", str(way.address(family)))  # type: ignore[arg-type]
+    lab["isp-a"].run("ip", "route", "add", inside, "via", str(way.address(family)))
     lab.server.run("ip", "route", "add", inside, "via", core)
     run(lab, {"isp-a": {"nat": "none"}})
     used = set()
@@ -146,7 +146,7 @@ def test_nat_none_leaves_sources_alone(lab: Lab, family: int) -> None:
                 used.add("isp-a" if seen == source else link_of(lab, seen))
     assert used == {"isp-a", "isp-b"}
     # And from outside, to a host of the LAN by its own address.
-    host, asker = lab.topology.lans[0].clients(family)[0], lab.topology.serving(family)[0]  # type: ignore[arg-type]
+    host, asker = lab.topology.lans[0].clients(family)[0], lab.topology.serving(family)[0]
     for protocol in ("udp", "tcp"):
         with Talk(lab.server, asker, lab.client, host, protocol=protocol) as talk:
             assert talk.goes_on() == asker
@@ -178,7 +178,7 @@ class SynReader:
 
 @FAMILIES
 @pytest.mark.parametrize("mss", [None, 1200], ids=["by MTU", "by file"])
-def test_segments_are_clamped_in_both_directions(lab: Lab, family: int, mss: int | None) -> None:
+def test_segments_are_clamped_in_both_directions(lab: Lab, family: Family, mss: int | None) -> None:
     run(lab, {"isp-a": {"mss": mss}} if mss else {})
     extra = 20 if family == 6 else 0
     clamped = {"isp-a": (mss or 1360) - extra, "isp-b": 1460 - extra}
@@ -201,11 +201,13 @@ def test_segments_are_clamped_in_both_directions(lab: Lab, family: int, mss: int
 
 
 @FAMILIES
-def test_long_streams_pass_the_small_link(lab: Lab, family: int) -> None:
+def test_long_streams_pass_the_small_link(lab: Lab, family: Family) -> None:
     """Both directions, with ICMP errors of the provider's path stopped: only the MSS helps."""
     run(lab, {})
     lab["isp-a"].run("iptables", "-A", "OUTPUT", "-p", "icmp", "-j", "DROP")
-    lab["isp-a"].run("ip6tables", "-A", "OUTPUT", "-p", "icmpv6", "--icmpv6-type", "2", "-j", "DROP")
+    lab["isp-a"].run(
+        "ip6tables", "-A", "OUTPUT", "-p", "icmpv6", "--icmpv6-type", "2", "-j", "DROP"
+    )
     for source, target in pairs(lab, family):
         with call(lab, target, "tcp", source=source) as talk:
             if link_of(lab, talk.goes_on()) != "isp-a":

@@ -11,7 +11,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,7 +44,7 @@ def start(lab: Lab) -> Iterator[Callable[..., Daemon]]:
     before = held(lab)
     started: list[Daemon] = []
 
-    def run(**top: object) -> Daemon:
+    def run(**top: Any) -> Daemon:
         started.append(lab.run(lab.file(**top)))
         return started[-1]
 
@@ -80,8 +82,10 @@ def change(file: Path, *changes: tuple[str, str]) -> None:
 def queue(file: Path, **keys: object) -> None:
     """Puts a [queue] table, and no other, at the end of the file."""
     text = file.read_text().split("\n[queue]")[0].rstrip()
-    lines = [f'{key} = "{value}"' if isinstance(value, str) else f"{key} = {value}"
-             for key, value in keys.items()]
+    lines = [
+        f'{key} = "{value}"' if isinstance(value, str) else f"{key} = {value}"
+        for key, value in keys.items()
+    ]
     file.write_text("\n".join([text, "\n[queue]", *lines, ""]))
 
 
@@ -98,8 +102,10 @@ def test_connections_survive_every_change(lab: Lab, start: Callable[..., Daemon]
     """Capacities, queue number, workers, engine, key: under traffic, and nobody notices."""
     daemon = start()
     wanted = connections(lab.topology.pairs(), PORT, each=3, heavy=2)
-    before = {one.number: answer["link"] for one, answer in
-              zip(wanted, daemon.explain([one.flow for one in wanted]), strict=True)}
+    before = {
+        one.number: answer["link"]
+        for one, answer in zip(wanted, daemon.explain([one.flow for one in wanted]), strict=True)
+    }
     with Witness(lab) as witness:
         load = Load(lab, [one for one in wanted if not one.late], load_s=6, light_interval_s=0.1)
         for event in load.events():
@@ -146,7 +152,7 @@ def test_pairs_move_as_little_as_capacities_demand(start: Callable[..., Daemon],
     assert len(moved) / len(FLOWS) == pytest.approx(1 / 6, abs=0.06)
     # A restart keeps the running table: what has moved once does not move again.
     daemon.stop(signal.SIGTERM)
-    again = start(**{})
+    again = start()
     change(again.file, ('capacity = "10Mbit"', 'capacity = "20Mbit"'))
     reload(lab, again)
     assert len([1 for flow, link in choices(again).items() if link != after[flow]]) == 0
@@ -209,7 +215,7 @@ def test_refused_file_leaves_the_old_one_in_force(
 ) -> None:
     daemon = start()
     text, serving, before = daemon.file.read_text(), held(lab), choices(daemon)
-    mask = 'mark_mask = 0xff0000\nlan = '
+    mask = "mark_mask = 0xff0000\nlan = "
     refusals = (
         (text.replace('"10Mbit"', '"10"') + "\n[nothing]\n", 2, "link.isp-a.capacity: expected"),
         (text.replace('"wan2"', '"wan9"'), 3, "wan9 does not exist"),
@@ -223,7 +229,7 @@ def test_refused_file_leaves_the_old_one_in_force(
         daemon.file.write_text(refused)
         if by_signal:
             daemon.reload()
-            wait_for(lambda n=number: daemon.log.count("reload refused") == n, daemon.log)
+            wait_for(partial(refused_times, daemon, number), daemon.log)
             assert said in daemon.log
         else:
             check_refusal(under(lab, "", "reload", "--config", copy(lab, text)), status, said)
@@ -231,6 +237,10 @@ def test_refused_file_leaves_the_old_one_in_force(
     daemon.file.write_text(text)
     assert choices(daemon) == before
     assert daemon.status()["faults"] == []
+
+
+def refused_times(daemon: Daemon, times: int) -> bool:
+    return daemon.log.count("reload refused") == times
 
 
 def copy(lab: Lab, text: str) -> str:
