@@ -24,9 +24,9 @@ from pathlib import Path
 import netfilterqueue
 
 from bench.measure import OURS, Result, Sample, in_turn
+from dataplane.config.marks import Marks
 from dataplane.config.model import Engine, Queue
 from dataplane.daemon.engine import QueueEngine
-from dataplane.decide.marks import Marks
 from dataplane.decide.program import ProgramRule, compile_program
 from dataplane.hotpath import Program
 from dataplane.lab.namespaces import PYTHON, LabError, Namespace, name

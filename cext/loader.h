@@ -77,7 +77,7 @@ static inline int loader_header(struct loader *loader, uint64_t size)
     if (header->reserved)
         return loader_refuse(loader, "a reserved field of the header is not zero");
 
-    /* One run of at least four bits: Marks in dataplane/decide/marks.py says what they mean. */
+    /* One run of at least four bits: Marks in dataplane/config/marks.py says what they mean. */
     uint32_t mask = header->mark_mask;
     if (!mask || header->mark_shift != (uint32_t)__builtin_ctz(mask)
         || (((mask >> header->mark_shift) + (uint64_t)1) & (mask >> header->mark_shift))

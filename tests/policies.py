@@ -9,8 +9,8 @@ from ipaddress import IPv4Address, IPv6Address
 
 from hypothesis import strategies as st
 
+from dataplane.config.marks import Marks
 from dataplane.config.model import Fields
-from dataplane.decide.marks import Marks
 from dataplane.decide.program import AddressRange, Family, ProgramRule, compile_program
 from dataplane.hotpath import Program
 from tests.reference import Outcome, Policy

@@ -15,8 +15,8 @@ from scapy.layers.inet import IP
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment
 from scapy.packet import NoPayload, Packet
 
+from dataplane.config.marks import Marks
 from dataplane.config.model import Fields
-from dataplane.decide.marks import Marks
 from dataplane.decide.program import AddressRange, ProgramRule
 
 PORTS = {6, 17, 33, 132, 136}

@@ -8,6 +8,7 @@ from typing import Literal
 
 from dataplane.config import keys, places, units
 from dataplane.config.links import read_links
+from dataplane.config.marks import Marks
 from dataplane.config.model import Config, Engine, Fields, Group, Method, Queue, QueueMode
 from dataplane.config.tables import Faults, Table
 from dataplane.errors import ConfigError, Fault
@@ -74,7 +75,7 @@ def _read_top(top: Table) -> Config:
     # A mask that is wrong, or was on a line that is not TOML, is not judged against others.
     known = "mark_mask" not in top and top.demanding
     mask = top.take("mark_mask", units.mark_mask, _PLAIN.mark_mask if known else None)
-    links = read_links(top.table("link"), lan, units.links_in(mask) if mask else None)
+    links = read_links(top.table("link"), lan, Marks(mask).last_link if mask else None)
     return Config(
         lan=lan,
         links=links,

@@ -21,7 +21,6 @@ MOST_RATE_BPS = 100 * 10**12
 LEAST_SHARE = Decimal("0.000001")
 MOST_SHARE = Decimal(10**12)
 
-MOST_LINKS = 120
 
 # The kernel's IFNAMSIZ and sun_path, less the zero at the end.
 INTERFACE_BYTES = 15
@@ -157,11 +156,6 @@ def mark_mask(value: object) -> int:
             f"expected one run of at least 4 set bits such as 0x7f000000, got {mask:#x}"
         )
     return mask
-
-
-def links_in(mask: int) -> int:
-    """How many links a mark mask can tell apart: its values less 8 kept for other ends, to 120."""
-    return min(mask // (mask & -mask) + 1 - 8, MOST_LINKS)
 
 
 def hash_key(value: object) -> int | Path:

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from dataplane.config.marks import Marks
 from dataplane.daemon.engine import QueueEngine
 from dataplane.decide.balance import weights
 from dataplane.decide.chains import FALLBACK_COUNTER, WRONG_SOURCE_COUNTER
 from dataplane.decide.facts import FAMILIES
-from dataplane.decide.marks import Marks
 from dataplane.decide.wish import Wish
 from dataplane.system import conntrack, nft
 

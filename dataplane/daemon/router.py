@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from dataplane.config.marks import Marks
 from dataplane.config.model import Config
 from dataplane.daemon.apply import check_mask, observe, perform, removal
 from dataplane.daemon.apply import difference as steps_between
@@ -25,7 +26,6 @@ from dataplane.decide.explain import Situation, explain, parse_flow
 from dataplane.decide.facts import FAMILIES, Family
 from dataplane.decide.fit import misfits
 from dataplane.decide.liveness import LinkState
-from dataplane.decide.marks import Marks
 from dataplane.decide.wish import Wish, make_wish
 from dataplane.errors import Error, MachineError, UsageError
 from dataplane.hotpath import Classifier, Program

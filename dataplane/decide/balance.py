@@ -6,10 +6,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from fractions import Fraction
 
+from dataplane.config.marks import Marks
 from dataplane.config.model import Config
 from dataplane.decide.facts import FAMILIES, Family
 from dataplane.decide.liveness import LinkState, Way, alive, carriers
-from dataplane.decide.marks import Marks
 from dataplane.decide.program import ProgramRule, compile_program
 from dataplane.decide.slots import SlotTable, home, overlay, reweight
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
+from dataplane.config.marks import Marks
 from dataplane.config.model import Config, Link, Nat
 from dataplane.decide.facts import Destination, Facts, Family
 from dataplane.decide.liveness import LinkState, source_towards
-from dataplane.decide.marks import Marks
 from dataplane.decide.plan import table_of
 from dataplane.hotpath import Classifier
 

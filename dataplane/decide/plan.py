@@ -25,10 +25,10 @@ from dataclasses import dataclass
 from ipaddress import IPv6Network
 from typing import Literal
 
+from dataplane.config.marks import Marks
 from dataplane.config.model import Config, Group, Link, Nat, Queue
 from dataplane.decide.facts import FAMILIES, Facts, Family
 from dataplane.decide.liveness import Address, LinkState, Way, source_towards
-from dataplane.decide.marks import Marks
 from dataplane.decide.slots import SLOTS, SlotTable
 
 PROTOCOL = 201

@@ -16,8 +16,8 @@ from ipaddress import IPv4Network, IPv6Network
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
+from dataplane.config.marks import Marks
 from dataplane.config.model import Fields
-from dataplane.decide.marks import Marks
 
 SLOTS = 65536
 MOST_RULES = 4096

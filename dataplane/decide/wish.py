@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from dataplane.config.marks import Marks
 from dataplane.config.model import Config
 from dataplane.decide.balance import family_tables, home_table, program_block
 from dataplane.decide.facts import Facts, Family
 from dataplane.decide.liveness import LinkState, link_states
-from dataplane.decide.marks import Marks, number_links
 from dataplane.decide.plan import Plan, make_plan
 from dataplane.decide.slots import SlotTable
 
@@ -57,3 +57,19 @@ def make_wish(
     last = Marks(config.mark_mask).last_link
     ids = number_links([link.name for link in config.links], known_ids, last)
     return Wish(config, ids, home, key, facts, states, family_tables(config, home, states))
+
+
+def number_links(names: Sequence[str], known: Mapping[str, int], last: int) -> dict[str, int]:
+    """A number from 1 to `last` for each of at most `last` links.
+
+    Links that have one keep it, since connections carry it. The number of a known link that is not
+    in `names` is given to another only when no other is left.
+    """
+    numbers: dict[str, int] = {}
+    for name in names:
+        number = known.get(name, 0)
+        if 1 <= number <= last and number not in numbers.values():
+            numbers[name] = number
+    free = [number for number in range(1, last + 1) if number not in numbers.values()]
+    free.sort(key=lambda number: number in known.values())
+    return numbers | dict(zip((name for name in names if name not in numbers), free, strict=False))

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from dataplane.config.marks import Marks
 from dataplane.config.model import Fields
-from dataplane.decide.marks import Marks
 from dataplane.decide.program import AddressRange, Family, ProgramRule, compile_program
 from tests.policies import table
 

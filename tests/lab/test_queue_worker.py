@@ -26,9 +26,9 @@ from contextlib import contextmanager
 
 import pytest
 
+from dataplane.config.marks import Marks
 from dataplane.config.model import Engine, Fields, Queue
 from dataplane.daemon.engine import QueueEngine
-from dataplane.decide.marks import Marks
 from dataplane.decide.program import ProgramRule, compile_program
 from dataplane.errors import MachineError
 from dataplane.hotpath import (

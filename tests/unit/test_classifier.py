@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 
+from dataplane.config.marks import Marks
 from dataplane.config.model import Fields
-from dataplane.decide.marks import Marks
 from dataplane.decide.program import ProgramRule
 from dataplane.hotpath import REASONS, Classifier
 from tests import packets

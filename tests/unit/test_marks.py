@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataplane.decide.marks import MOST_LINKS, Marks, number_links
+from dataplane.config.marks import MOST_LINKS, Marks
+from dataplane.decide.wish import number_links
 
 MASKS = st.integers(4, 16).flatmap(
     lambda width: st.integers(0, 32 - width).map(lambda shift: ((1 << width) - 1) << shift)

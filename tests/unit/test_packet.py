@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment, IPv6ExtHdrHopByHop
 
-from dataplane.decide.marks import Marks
+from dataplane.config.marks import Marks
 from dataplane.decide.program import ProgramRule, compile_program
 from dataplane.hotpath import Classifier, Decision, Program
 from tests import packets, reference

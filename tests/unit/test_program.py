@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dataplane.config.marks import Marks
 from dataplane.config.model import Fields
-from dataplane.decide.marks import Marks
 from dataplane.decide.program import AddressRange, ProgramRule, compile_program
 from dataplane.hotpath import Classifier, Program
 from tests.policies import MASKS, addresses_of, compiled, flattened, policies, table

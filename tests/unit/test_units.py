@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from dataplane.config import units
 from dataplane.config.model import Fields
-from dataplane.decide.marks import Marks
 
 ANY_VALUE = st.one_of(
     st.text(), st.integers(), st.booleans(), st.decimals(), st.just([]), st.just({}), st.dates()
@@ -110,14 +109,6 @@ def test_a_mask_is_one_run_of_four_bits_or_more(value: int) -> None:
 def test_no_mark(value: object) -> None:
     with pytest.raises(ValueError, match=r"^expected a 32-bit number above zero"):
         units.mark(value)
-
-
-@settings(deadline=None)
-@given(st.integers(4, 32), st.data())
-def test_links_of_a_mask_are_those_of_the_layout(bits: int, data: st.DataObject) -> None:
-    mask = ((1 << bits) - 1) << data.draw(st.integers(0, 32 - bits))
-    assert units.mark_mask(mask) == mask
-    assert units.links_in(mask) == Marks(mask).last_link
 
 
 @pytest.mark.parametrize(

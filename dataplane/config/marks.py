@@ -16,7 +16,6 @@ into the mask's place.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 MOST_LINKS = 120
@@ -67,19 +66,3 @@ class Marks:
     def decision(self, mark: int) -> int:
         """What our bits of a packet's mark say; 0 when nothing was decided."""
         return (mark & self.mask) >> self.shift
-
-
-def number_links(names: Sequence[str], known: Mapping[str, int], last: int) -> dict[str, int]:
-    """A number from 1 to `last` for each of at most `last` links.
-
-    Links that have one keep it, since connections carry it. The number of a known link that is not
-    in `names` is given to another only when no other is left.
-    """
-    numbers: dict[str, int] = {}
-    for name in names:
-        number = known.get(name, 0)
-        if 1 <= number <= last and number not in numbers.values():
-            numbers[name] = number
-    free = [number for number in range(1, last + 1) if number not in numbers.values()]
-    free.sort(key=lambda number: number in known.values())
-    return numbers | dict(zip((name for name in names if name not in numbers), free, strict=False))
