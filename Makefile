@@ -35,7 +35,7 @@ check: build
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/cython-lint cext
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint cext
 	@$(BIN)/lint-imports --no-logo
 
 bench: build

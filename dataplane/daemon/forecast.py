@@ -7,13 +7,12 @@ from typing import Any
 from dataplane.config.model import Config
 from dataplane.daemon.apply import Step, check_mask, difference, observe
 from dataplane.daemon.look import Machine, running_table
-from dataplane.decide.balance import all_alive, without
+from dataplane.decide.balance import all_alive
 from dataplane.decide.explain import Situation, explain, parse_flow
 from dataplane.decide.facts import Destination, Facts
 from dataplane.decide.fit import misfits
 from dataplane.decide.wish import make_wish
 from dataplane.errors import MachineError, UsageError
-from dataplane.hotpath import Classifier, Program
 from dataplane.system import capabilities
 from dataplane.system.state import StateDirectory
 
@@ -59,9 +58,8 @@ def explanations_by_file(
             "`run` makes one, or set `key`"
         )
     state = directory.load()
-    states = without(all_alive(config), dead)
     nothing_seen = Facts((), native_queue=False)
-    wish = make_wish(config, nothing_seen, key, state.ids, running_table(state), states)
-    classifier = Classifier(Program(wish.program()))
-    situation = Situation(config, wish.ids, states, nothing_seen, classifier)
+    alive = all_alive(config)
+    wish = make_wish(config, nothing_seen, key, state.ids, running_table(state), alive)
+    situation = Situation.of(wish.without(dead))
     return [explain(situation, parse_flow(words), Destination("", "")).as_dict() for words in flows]

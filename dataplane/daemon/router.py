@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +20,12 @@ from dataplane.daemon.apply import difference as steps_between
 from dataplane.daemon.engine import QueueEngine
 from dataplane.daemon.look import Machine, running_table
 from dataplane.daemon.report import RateMeter, status_report
-from dataplane.decide.balance import family_tables, program_block, without
 from dataplane.decide.explain import Situation, explain, parse_flow
 from dataplane.decide.facts import FAMILIES, Family
 from dataplane.decide.fit import misfits
-from dataplane.decide.liveness import LinkState
 from dataplane.decide.wish import Wish, make_wish
 from dataplane.errors import Error, MachineError, UsageError
-from dataplane.hotpath import Classifier, Program
+from dataplane.hotpath import Program
 from dataplane.system import capabilities, conntrack, iptables, sysctl
 from dataplane.system.alone import NamespaceLock
 from dataplane.system.state import State, StateDirectory
@@ -146,6 +143,7 @@ class Router:
     def refresh(self) -> None:
         """Looks at the machine again: follows its links, and mends what another hand undid."""
         self._alone.hang_up()
+        self._revive()
         old = self.wish
         facts = self._machine.look(self._config)
         wish = make_wish(self._config, facts, old.key, old.ids, old.home)
@@ -200,6 +198,15 @@ class Router:
         perform(removal(observe(netlink, ()), self._state.sysctls), netlink)
         iptables.tidy(self._state.mangle_before)
         self._directory.remove()
+
+    def _revive(self) -> None:
+        """A worker that its socket failed is started anew; the kernel settled meanwhile."""
+        assert self._engine is not None, "a router that was started has one"
+        if self._engine.alive():
+            return
+        for number, fault in self._engine.faults().items():
+            log.error("queue %d: its worker ended: %s; starting it anew", number, fault)
+        self._replace_engine(self.wish, self._config)
 
     def _replace_engine(self, wish: Wish, old_config: Config) -> None:
         """Between two listeners the kernel settles connections itself."""
@@ -301,11 +308,7 @@ class Router:
         for name in dead:
             if name not in wish.ids:
                 raise UsageError(f"--dead: there is no link {name!r}; {', '.join(wish.ids)}")
-        states: Mapping[str, LinkState] = without(wish.states, dead)
-        tables = family_tables(wish.config, wish.home, states)
-        block = program_block(wish.config, wish.ids, tables, wish.key)
-        classifier = Classifier(Program(block))
-        situation = Situation(wish.config, wish.ids, states, wish.facts, classifier)
+        situation = Situation.of(wish.without(dead))
         marks = situation.marks
         answers = []
         for words in flows:

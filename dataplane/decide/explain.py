@@ -12,7 +12,8 @@ from dataplane.config.model import Config, Link, Nat
 from dataplane.decide.facts import Destination, Facts, Family
 from dataplane.decide.liveness import LinkState, source_towards
 from dataplane.decide.plan import table_of
-from dataplane.hotpath import Classifier
+from dataplane.decide.wish import Wish
+from dataplane.hotpath import Classifier, Program
 
 _DHCP_PORTS = frozenset({67, 68, 546, 547})
 _UDP = 17
@@ -64,6 +65,12 @@ class Situation:
     states: Mapping[str, LinkState]
     facts: Facts
     classifier: Classifier
+
+    @classmethod
+    def of(cls, wish: Wish) -> Situation:
+        """What the wish would do."""
+        classifier = Classifier(Program(wish.program()))
+        return cls(wish.config, wish.ids, wish.states, wish.facts, classifier)
 
     @property
     def marks(self) -> Marks:

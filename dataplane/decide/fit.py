@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv6Address
+from itertools import combinations
 
-from dataplane.config.model import Config, Link
-from dataplane.decide.facts import Facts, InterfaceFacts
+from dataplane.config.model import Config, Link, Nat
+from dataplane.decide.facts import FAMILIES, Facts, InterfaceFacts
+from dataplane.decide.liveness import link_states, source_towards
 
 
 def misfits(config: Config, facts: Facts) -> list[str]:
@@ -22,12 +24,32 @@ def misfits(config: Config, facts: Facts) -> list[str]:
             )
         else:
             found += _gateways(link, interface)
+    found += _same_source(config, facts)
     for priority, mark, mask in facts.foreign_marks:
         if mask & config.mark_mask and mask != 0xFFFFFFFF:
             found.append(
                 f"mark_mask: {config.mark_mask:#010x} overlaps the mark {mark:#x}/{mask:#x} of "
                 f"another program's rule (ip rule priority {priority}); choose other bits"
             )
+    return found
+
+
+def _same_source(config: Config, facts: Facts) -> list[str]:
+    """Two links of one interface that would masquerade as one address: nobody could tell them."""
+    found = []
+    states = link_states(config, facts)
+    for one, other in combinations(config.links, 2):
+        if one.interface != other.interface or not one.nat is other.nat is Nat.MASQUERADE:
+            continue
+        interface = facts.interface(one.interface)
+        for family in FAMILIES:
+            ways = states[one.name].way(family), states[other.name].way(family)
+            sources = [source_towards(way, interface) for way in ways if way.usable]
+            if len(sources) == 2 and sources[0] == sources[1]:
+                found.append(
+                    f"link.{other.name}: leaves {one.interface} with {sources[0]}, as {one.name} "
+                    'does; give one of them nat = "snat" and an address of its own'
+                )
     return found
 
 

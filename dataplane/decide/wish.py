@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from dataplane.config.marks import Marks
 from dataplane.config.model import Config
-from dataplane.decide.balance import family_tables, home_table, program_block
+from dataplane.decide.balance import family_tables, home_table, program_block, without
 from dataplane.decide.facts import Facts, Family
 from dataplane.decide.liveness import LinkState, link_states
 from dataplane.decide.plan import Plan, make_plan
@@ -36,6 +36,12 @@ class Wish:
     def program(self) -> bytes:
         """What the queue workers should run."""
         return program_block(self.config, self.ids, self.tables, self.key)
+
+    def without(self, dead: Collection[str]) -> Wish:
+        """The same wish, as if these links were dead too."""
+        states = without(self.states, dead)
+        tables = family_tables(self.config, self.home, states)
+        return replace(self, states=states, tables=tables)
 
 
 def make_wish(

@@ -13,6 +13,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -128,6 +129,21 @@ def test_down_without_any_memory(lab: Lab, before: str) -> None:
     assert [x for x in after if routes not in x] == [x for x in settings if routes not in x]
     # Back to what the other tests begin with.
     put_settings_back(lab, before)
+    assert held(lab) == before
+
+
+def test_down_with_a_file_that_has_faults(lab: Lab, before: str, tmp_path: Path) -> None:
+    """What is ours goes even so; settings were remembered in a directory that is not known now."""
+    daemon = lab.run()
+    daemon.kill()
+    faulty = tmp_path / "faulty.toml"
+    faulty.write_text("lan = 7\n")
+    done = lab.evenlink("down", "--config", str(faulty))
+    assert "lan: expected" in done.stderr
+    assert "left aside" in done.stderr
+    assert "nft delete table inet evenlink" in done.stdout
+    assert "evenlink" not in lab.router.run("nft", "list", "ruleset").stdout
+    lab.evenlink("down", "--config", str(daemon.file))
     assert held(lab) == before
 
 
