@@ -9,6 +9,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 MAKEFLAGS += --no-print-directory
+# A root shell that was opened by a plain `su` does not look into these.
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 PYTHON ?= python3
 VENV := .venv
@@ -37,6 +39,7 @@ check: build
 	@$(BIN)/mypy
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint cext
 	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/python -m pytest --quiet tests/unit/test_docs.py
 
 bench: build
 	@$(BIN)/python -m bench queue $(ARGS)

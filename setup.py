@@ -12,7 +12,7 @@ setup(
                 "dataplane.hotpath",
                 ["cext/hotpath.pyx"],
                 include_dirs=["cext"],
-                depends=[f"cext/{header}" for header in HEADERS],
+                depends=["setup.py", *(f"cext/{header}" for header in HEADERS)],
                 extra_compile_args=["-O3", "-std=gnu11", "-Wall", "-Wextra"],
             )
         ],

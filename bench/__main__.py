@@ -1,4 +1,4 @@
-"""`python -m bench NAME [--json] [--runs N] [--seconds S]`; results are kept in bench/results/."""
+"""`python -m bench NAME [--json] [--runs N] [--seconds S] [--out DIRECTORY]`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--runs", type=int, default=5, help="runs of each rival, in turn")
     parser.add_argument("--seconds", type=float, default=1.0, help="length of a run")
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS, metavar="DIRECTORY", help="where NAME.json is kept"
+    )
     chosen = parser.parse_args()
     try:
         result: Result = importlib.import_module(f"bench.{chosen.name}").measure(
@@ -30,8 +33,8 @@ def main() -> int:
         print(f"bench {chosen.name}: {fault}", file=sys.stderr)
         return fault.exit_status
     text = json.dumps(result.as_json(), indent=2)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{chosen.name}.json").write_text(text + "\n")
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    (chosen.out / f"{chosen.name}.json").write_text(text + "\n")
     print(text if chosen.json else table(result))
     return 0
 

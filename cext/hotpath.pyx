@@ -319,10 +319,12 @@ def bind_queue(uint16_t number, callback, *, uint32_t length, uint32_t copy_byte
                int socket_buffer_bytes):
     """Opens and binds the queue, sets its flags: (NetfilterQueue, what the kernel granted)."""
     cdef NetfilterQueue queue
+    cdef int code
     try:
         queue = NetfilterQueue()
     except OSError as fault:
-        raise refused(errno or errno_names.EPERM, "opening an NFQUEUE socket") from fault
+        code = errno
+        raise refused(code or errno_names.EPERM, "opening an NFQUEUE socket") from fault
     try:
         with warnings.catch_warnings():
             # What the kernel made of the socket buffer is told by what is granted.
@@ -330,9 +332,10 @@ def bind_queue(uint16_t number, callback, *, uint32_t length, uint32_t copy_byte
             queue.bind(number, callback, max_len=length, mode=COPY_PACKET,
                        range=copy_bytes, sock_len=socket_buffer_bytes)
     except OSError as fault:
+        code = errno
         if number in kernel_queues():
-            raise refused(errno_names.EBUSY, f"binding queue {number}") from fault
-        raise refused(errno or errno_names.EIO, f"binding queue {number}") from fault
+            code = errno_names.EBUSY
+        raise refused(code or errno_names.EIO, f"binding queue {number}") from fault
     cdef int fd = queue.get_fd()
     code = queue_connect(fd)
     if code:

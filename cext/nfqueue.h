@@ -392,10 +392,11 @@ static inline int queue_worker_run(struct queue_worker *worker)
     __atomic_store_n(&worker->serving, 0, __ATOMIC_RELEASE);
     __atomic_store_n(&worker->outside, 1, __ATOMIC_SEQ_CST);
     if (fault != EINTR) {
+        /* In this order: a stop that comes between the two is kept. */
+        __atomic_store_n(&worker->stopping, 0, __ATOMIC_RELEASE);
         uint64_t wakes;
         ssize_t ignored = read(worker->wake, &wakes, sizeof wakes);
         (void)ignored;
-        __atomic_store_n(&worker->stopping, 0, __ATOMIC_RELEASE);
     }
     return fault;
 }

@@ -75,7 +75,8 @@ class Classifier:
 
         `offsets`: n + 1 unsigned 32-bit or 64-bit numbers, packet i is [offsets[i], offsets[i+1]).
         `marks`: n unsigned 32-bit numbers, replaced in place. Returns how many were decided;
-        ValueError, and nothing done, where offsets fall or leave the buffer.
+        ValueError, and nothing done, where offsets fall or leave the buffer. No other thread may
+        change the three arrays meanwhile.
         """
     def reasons(self) -> dict[str, int]:
         """How often each reason was found since the classifier was made."""

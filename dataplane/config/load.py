@@ -14,6 +14,8 @@ from dataplane.config.tables import Faults, Table
 from dataplane.errors import ConfigError, Fault
 
 MOST_BYTES = 1 << 20
+# Each has an ip rule, and behind these stand others: priorities 30010 to 30099.
+MOST_EXEMPT_MARKS = 90
 
 _TOO_LONG = f"expected at most {MOST_BYTES} bytes, the file is longer"
 _NOT_TEXT = "expected TOML, which is UTF-8, got other bytes"
@@ -118,7 +120,10 @@ def _read_exempt_marks(top: Table, mask: int) -> tuple[int, ...]:
                 f"a packet with {mark:#x} would look decided",
                 index,
             )
-    return tuple(dict.fromkeys(mark for _, mark in taken))
+    marks = tuple(dict.fromkeys(mark for _, mark in taken))
+    if len(marks) > MOST_EXEMPT_MARKS:
+        top.fault("exempt_marks", f"expected at most {MOST_EXEMPT_MARKS} marks, got {len(marks)}")
+    return marks
 
 
 def _read_queue(table: Table) -> Queue:

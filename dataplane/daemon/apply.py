@@ -2,7 +2,8 @@
 
 Everything that changes the kernel goes through here: the first start, every later change, mending
 and removal. Steps are values, so they can be shown first; each knows what undoes it. What is
-missing is added before what is too much is deleted.
+missing is added before what is too much is deleted; only routes to interfaces that are no link's
+any more go first, since nothing translates for them.
 """
 
 from __future__ import annotations
@@ -10,19 +11,22 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
-from dataplane.decide.facts import FAMILIES
-from dataplane.decide.plan import (
-    MAIN_TABLE,
-    PRIORITY_MARK,
-    PRIORITY_SOURCE,
-    PROTOCOL,
-    Plan,
-    QueueRule,
-    Route,
-    Rule,
+from dataplane.daemon.steps import (
+    AddQueueRule,
+    AddRule,
+    Change,
+    DeleteQueueRule,
+    DeleteRoute,
+    DeleteRule,
+    DeleteTable,
+    LoadTable,
+    PutRoute,
+    SetSysctl,
+    Step,
+    summary_of,
 )
+from dataplane.decide.plan import PRIORITY_MARK, PRIORITY_SOURCE, Plan, QueueRule, Route, Rule
 from dataplane.decide.ruleset import TABLE, digest_chain, render
 from dataplane.errors import KernelError, MachineError
 from dataplane.system import iptables, nft, sysctl
@@ -40,14 +44,14 @@ class Observed:
     sysctls: Mapping[str, str | None]
 
     @property
-    def listing(self) -> str:
-        """A digest of the table as nft lists it; empty when there is none."""
-        return hashlib.sha256(self.table.listing.encode()).hexdigest() if self.table else ""
-
-    @property
     def empty(self) -> bool:
         """Nothing of ours is there."""
         return not (self.routes or self.rules or self.queue_rules or self.table)
+
+
+def digest_of(table: nft.Table | None) -> str:
+    """A digest of the table as nft lists it; empty when there is none."""
+    return hashlib.sha256(table.listing.encode()).hexdigest() if table else ""
 
 
 def observe(netlink: Netlink, keys: Iterable[str]) -> Observed:
@@ -71,165 +75,6 @@ def check_mask(observed: Observed, mask: int) -> None:
                 f"mark_mask: {rule.mask:#010x} is what an earlier run serves with; "
                 "`evenlink down` first, then `run` with another"
             )
-
-
-class Change(Protocol):
-    """One change of the kernel: what an administrator would type, and the doing of it."""
-
-    @property
-    def tool(self) -> str: ...
-
-    @property
-    def line(self) -> str: ...
-
-    def perform(self, netlink: Netlink) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class SetSysctl:
-    """`then` are settings that the kernel changes along with this one, and their values after."""
-
-    key: str
-    value: str
-    then: tuple[tuple[str, str], ...] = ()
-    tool: str = "sysctl"
-
-    @property
-    def line(self) -> str:
-        # A dot may be part of an interface's name, so slashes are what sysctl takes safely.
-        return " ".join(["sysctl -w", *(f"{key}={value}" for key, value in self._all)])
-
-    @property
-    def _all(self) -> tuple[tuple[str, str], ...]:
-        return (self.key, self.value), *self.then
-
-    def perform(self, netlink: Netlink) -> None:
-        for key, value in self._all:
-            sysctl.write(key, value)
-
-
-@dataclass(frozen=True, slots=True)
-class PutRoute:
-    route: Route
-    tool: str = "ip"
-
-    @property
-    def line(self) -> str:
-        return f"ip -{self.route.family} route replace {_route_words(self.route)}"
-
-    def perform(self, netlink: Netlink) -> None:
-        netlink.add_route(self.route)
-
-
-@dataclass(frozen=True, slots=True)
-class DeleteRoute:
-    route: Route
-    tool: str = "ip"
-
-    @property
-    def line(self) -> str:
-        return f"ip -{self.route.family} route del {_route_words(self.route)}"
-
-    def perform(self, netlink: Netlink) -> None:
-        netlink.delete_route(self.route)
-
-
-@dataclass(frozen=True, slots=True)
-class AddRule:
-    rule: Rule
-    tool: str = "ip"
-
-    @property
-    def line(self) -> str:
-        return f"ip -{self.rule.family} rule add {_rule_words(self.rule)}"
-
-    def perform(self, netlink: Netlink) -> None:
-        netlink.add_rule(self.rule)
-
-
-@dataclass(frozen=True, slots=True)
-class DeleteRule:
-    rule: Rule
-    tool: str = "ip"
-
-    @property
-    def line(self) -> str:
-        return f"ip -{self.rule.family} rule del {_rule_words(self.rule)}"
-
-    def perform(self, netlink: Netlink) -> None:
-        netlink.delete_rule(self.rule)
-
-
-@dataclass(frozen=True, slots=True)
-class AddQueueRule:
-    rule: QueueRule
-    tool: str = "iptables"
-
-    @property
-    def line(self) -> str:
-        return _queue_line("-A", self.rule)
-
-    def perform(self, netlink: Netlink) -> None:
-        iptables.add(self.rule)
-
-
-@dataclass(frozen=True, slots=True)
-class DeleteQueueRule:
-    rule: QueueRule
-    tool: str = "iptables"
-
-    @property
-    def line(self) -> str:
-        return _queue_line("-D", self.rule)
-
-    def perform(self, netlink: Netlink) -> None:
-        iptables.delete(self.rule)
-
-
-@dataclass(frozen=True, slots=True)
-class LoadTable:
-    text: str
-    tool: str = "nft"
-
-    @property
-    def line(self) -> str:
-        return f"nft -f - <<'END'\n{self.text}END"
-
-    def perform(self, netlink: Netlink) -> None:
-        nft.load(self.text)
-
-
-@dataclass(frozen=True, slots=True)
-class DeleteTable:
-    tool: str = "nft"
-
-    @property
-    def line(self) -> str:
-        return f"nft delete table inet {TABLE}"
-
-    def perform(self, netlink: Netlink) -> None:
-        nft.delete()
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """A change, and what takes it back."""
-
-    change: Change
-    undo: Change
-
-    @property
-    def tool(self) -> str:
-        return self.change.tool
-
-    @property
-    def line(self) -> str:
-        return self.change.line
-
-    @property
-    def summary(self) -> str:
-        """The line, without the text that it may bring along."""
-        return _summary(self.change)
 
 
 def difference(observed: Observed, plan: Plan, known_listing: str = "") -> list[Step]:
@@ -292,7 +137,7 @@ def removal(observed: Observed, original_sysctls: Mapping[str, str]) -> list[Ste
         Step(DeleteQueueRule(rule), AddQueueRule(rule)) for rule in sorted(observed.queue_rules)
     ]
     if observed.table:
-        steps.append(Step(DeleteTable(), LoadTable(nft.read_whole())))
+        steps.append(Step(DeleteTable(), _load_again(observed.table)))
     return steps
 
 
@@ -314,20 +159,29 @@ def perform(steps: Iterable[Step], netlink: Netlink) -> None:
         done.append(step)
 
 
+def perform_all(steps: Iterable[Step], netlink: Netlink) -> None:
+    """Takes every step, also behind one that the kernel refuses: for removal, where less is better.
+
+    Raises KernelError with what is left.
+    """
+    left = []
+    for step in steps:
+        try:
+            step.change.perform(netlink)
+        except Exception as refusal:
+            left.append(f"{step.summary}: {refusal}")
+    if left:
+        raise KernelError("not all could be removed: " + "; ".join(left))
+
+
 def _undo(done: list[Step], netlink: Netlink) -> str:
     left = []
     for step in reversed(done):
         try:
             step.undo.perform(netlink)
         except Exception as refusal:
-            left.append(f"{_summary(step.undo)}: {refusal}")
+            left.append(f"{summary_of(step.undo)}: {refusal}")
     return "; ".join(left)
-
-
-def _summary(change: Change) -> str:
-    if isinstance(change, LoadTable):
-        return f"nft -f - (table inet {TABLE})"
-    return change.line
 
 
 def _sysctl_steps(observed: Observed, plan: Plan) -> list[Step]:
@@ -356,47 +210,13 @@ def _route_steps(observed: frozenset[Route], planned: frozenset[Route]) -> list[
 
 def _table_steps(observed: Observed, plan: Plan, known_listing: str) -> list[Step]:
     table = observed.table
-    if table and digest_chain(plan) in table.chains and observed.listing == known_listing:
+    if table and digest_chain(plan) in table.chains and digest_of(table) == known_listing:
         return []
     text = render(plan, table.chains, table.sets) if table else render(plan)
-    undo: Change = LoadTable(_replacement(nft.read_whole())) if table else DeleteTable()
+    undo: Change = _load_again(table) if table else DeleteTable()
     return [Step(LoadTable(text), undo)]
 
 
-def _replacement(listing: str) -> str:
-    return f"delete table inet {TABLE}\n{listing}"
-
-
-def _route_words(route: Route) -> str:
-    if route.kind == "unreachable":
-        where = "unreachable default"
-    else:
-        via = f"via {route.gateway} " if route.gateway else ""
-        source = f" src {route.source}" if route.source else ""
-        where = f"default {via}dev {route.interface}{source}"
-    return f"{where} table {route.table} metric {route.metric} proto {PROTOCOL}"
-
-
-def _rule_words(rule: Rule) -> str:
-    words = [f"priority {rule.priority}"]
-    if rule.source:
-        words.append(f"from {rule.source}")
-    if rule.mask:
-        words.append(f"fwmark {rule.mark:#x}/{rule.mask:#x}")
-    if rule.own_only:
-        words.append("iif lo")
-    if rule.bound_interface:
-        words.append(f"oif {rule.bound_interface}")
-    if rule.table:
-        words.append(f"lookup {'main' if rule.table == MAIN_TABLE else rule.table}")
-    else:
-        words.append("type unreachable")
-    if rule.specific_only:
-        words.append("suppress_prefixlength 0")
-    words.append(f"protocol {PROTOCOL}")
-    return " ".join(words)
-
-
-def _queue_line(verb: str, rule: QueueRule) -> str:
-    command = "iptables" if rule.family == FAMILIES[0] else "ip6tables"
-    return f"{command} -t mangle {verb} {rule.chain} {' '.join(iptables.arguments(rule))}"
+def _load_again(table: nft.Table) -> LoadTable:
+    """Loads what was listed. Remembered pairs are lost then: reading them all takes seconds."""
+    return LoadTable(f"add table inet {TABLE}\ndelete table inet {TABLE}\n{table.listing}")

@@ -67,6 +67,8 @@ class ControlServer:
         self._group = group
         self._handler = handler
         self._listening: socket.socket | None = None
+        # Device and inode of our socket: another daemon may have put its own on the path since.
+        self._inode: tuple[int, int] | None = None
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
         # Those that owe us a request, the one that has been silent longest first.
@@ -75,8 +77,9 @@ class ControlServer:
     def bind(self) -> None:
         """Takes the path. MachineError if it or the group cannot be used.
 
-        A socket that is there already is a dead daemon's: the caller holds the locks of the
-        state directory and of the network namespace.
+        The caller holds the locks of the state directory and of the network namespace, but a
+        daemon of another namespace may have the path: a socket there is a dead one's only if
+        nobody answers.
         """
         try:
             group_id = grp.getgrnam(self._group).gr_gid if self._group else -1
@@ -91,7 +94,9 @@ class ControlServer:
                 listening.bind(str(self._path))
             finally:
                 os.umask(mask)
-            self._listening = listening
+            self._listening, self._inode = listening, self._seen()
+            # From now on others are told that the path is taken; they wait until `start`.
+            listening.listen()
             if group_id >= 0:
                 os.chown(self._path, -1, group_id)
                 self._path.chmod(0o660)
@@ -111,7 +116,16 @@ class ControlServer:
         with contextlib.suppress(FileNotFoundError):
             if not stat.S_ISSOCK(self._path.lstat().st_mode):
                 raise MachineError(f"control_socket {self._path}: is there and is no socket")
+            if _answers(self._path):
+                raise MachineError(
+                    f"control_socket {self._path}: another daemon listens there; "
+                    "stop it first, or use another control_socket"
+                )
             self._path.unlink()
+
+    def _seen(self) -> tuple[int, int]:
+        now = self._path.lstat()
+        return now.st_dev, now.st_ino
 
     async def start(self) -> None:
         """Answers from now on. Comes after `bind`."""
@@ -121,12 +135,14 @@ class ControlServer:
 
     async def close(self) -> None:
         """Removes the socket and hangs up on everybody."""
+        # Before closing: an inode's number is not given again while somebody holds the inode.
+        with contextlib.suppress(OSError):
+            if self._inode and self._inode == self._seen():
+                self._path.unlink()
         if self._server:
             self._server.close()
         if self._listening:
             self._listening.close()
-            with contextlib.suppress(OSError):
-                self._path.unlink(missing_ok=True)
         for connection in self._connections:
             connection.cancel()
 
@@ -168,6 +184,20 @@ class ControlServer:
         except Exception as fault:
             log.exception("a request could not be answered")
             return {"ok": False, "error": f"not answered: {fault or type(fault).__name__}"}
+
+
+def _answers(path: Path) -> bool:
+    """Whether somebody listens on the socket. OSError if that cannot be told."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        asking.setblocking(False)
+        try:
+            asking.connect(str(path))
+        except ConnectionRefusedError:
+            return False
+        except BlockingIOError:
+            # Somebody who is too busy to take another call.
+            return True
+        return True
 
 
 class _Answer(msgspec.Struct):

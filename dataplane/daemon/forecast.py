@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from dataplane.config.model import Config
-from dataplane.daemon.apply import Step, check_mask, difference, observe
+from dataplane.daemon.apply import check_mask, difference, observe
 from dataplane.daemon.look import Machine, running_table
+from dataplane.daemon.steps import Step
 from dataplane.decide.balance import all_alive
 from dataplane.decide.explain import Situation, explain, parse_flow
 from dataplane.decide.facts import Destination, Facts

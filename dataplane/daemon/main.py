@@ -8,13 +8,14 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 from dataplane.config.load import read_file
 from dataplane.config.model import Config
+from dataplane.daemon.answers import Answers
 from dataplane.daemon.control import ControlServer, Explain, Reload, Request, Status, Stop
 from dataplane.daemon.router import Router
 from dataplane.errors import DaemonError, Error
@@ -46,22 +47,37 @@ def run(path: Path) -> int:
 
 
 class _Daemon:
-    """Signals, socket and netlink events on the event loop; the router on one thread beside it.
+    """Signals, socket and netlink events on the event loop; two threads beside it.
 
-    The router blocks while it talks to the kernel, and pyroute2's synchronous calls may not run on
-    a thread that has an event loop. One thread serves all of its calls, so they never overlap.
+    Talking to the kernel blocks, and pyroute2's synchronous calls may not run on a thread that has
+    an event loop. One thread makes all calls of the router, so they never overlap; another one
+    answers questions, so that nobody who asks holds up the router.
     """
 
     def __init__(self, path: Path, config: Config) -> None:
         self._path = path
         self._router = Router(config)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="router")
+        self._answers = Answers(self._router)
+        self._router_thread = ThreadPoolExecutor(1, "router")
+        self._answers_thread = ThreadPoolExecutor(1, "answers")
         self._changed = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._ending: asyncio.Future[bool] | None = None
         self._stopped = False
 
     async def _call(self, what: Callable[..., Answer], *arguments: Any) -> Answer:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, what, *arguments)
+        """On the router's thread."""
+        return await self._run(self._router_thread, what, *arguments)
+
+    async def _run(
+        self, thread: ThreadPoolExecutor, what: Callable[..., Answer], *arguments: Any
+    ) -> Answer:
+        return await asyncio.get_running_loop().run_in_executor(thread, what, *arguments)
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def serve(self) -> int:
         loop = asyncio.get_running_loop()
@@ -69,40 +85,46 @@ class _Daemon:
         # Before anything is applied: a signal that comes meanwhile must not leave half of it.
         loop.add_signal_handler(signal.SIGTERM, self._end, None)
         loop.add_signal_handler(signal.SIGINT, self._end, True)
-        loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(self._reload_by_signal()))
-        await self._call(self._router.claim)
-        config = self._router.config
-        control = ControlServer(config.control_socket, config.control_group, self._answer)
-        listener: ChangeListener | None = None
-        tasks: list[asyncio.Task[None]] = []
-        # None: nothing has been applied yet, and what an earlier run left stays as it is.
-        undo: bool | None = None
-        try:
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._begin(self._reload_by_signal()))
+        async with contextlib.AsyncExitStack() as last:
+            last.callback(self._router_thread.shutdown)
+            last.callback(self._answers_thread.shutdown)
+            last.push_async_callback(self._run, self._answers_thread, self._answers.close)
+            await self._call(self._router.claim)
+            last.push_async_callback(self._call, self._router.release)
+            config = self._router.config
+            control = ControlServer(config.control_socket, config.control_group, self._answer)
+            last.push_async_callback(control.close)
             control.bind()
             listener = ChangeListener()
-            await self._call(self._router.start)
-            undo = True
+            last.callback(listener.close)
+            undo = await self._serve_started(control, listener)
+        log.info("stopped; %s", "all undone" if undo else "the kernel goes on serving")
+        return 0
+
+    async def _serve_started(self, control: ControlServer, listener: ChangeListener) -> bool:
+        """From the router's start to its stop; whether all was undone."""
+        assert self._ending is not None, "made before anything is started"
+        loop = asyncio.get_running_loop()
+        await self._call(self._router.start)
+        undo = True
+        try:
             await control.start()
             for one in listener.sockets:
                 loop.add_reader(one, self._told, listener, one)
-            tasks = [loop.create_task(self._follow()), loop.create_task(self._sample())]
+            self._begin(self._follow())
+            self._begin(self._sample())
             self._say_ready()
             undo = await self._ending
         finally:
-            for task in tasks:
+            for task in self._tasks:
                 task.cancel()
-            if listener:
-                for one in listener.sockets:
-                    loop.remove_reader(one)
-                listener.close()
-            if undo is None:
-                await self._call(self._router.release)
-            elif not self._stopped:
+            for one in listener.sockets:
+                loop.remove_reader(one)
+            if not self._stopped:
+                self._stopped = True
                 await self._call(self._router.stop, undo)
-            await control.close()
-            self._thread.shutdown()
-        log.info("stopped; %s", "all undone" if undo else "the kernel goes on serving")
-        return 0
+        return undo
 
     def _say_ready(self) -> None:
         config = self._router.config
@@ -120,6 +142,11 @@ class _Daemon:
         if not self._ending.done():
             by_file = self._router.config.on_stop == "undo"
             self._ending.set_result(by_file if undo is None else undo)
+
+    def _fail(self, fault: Error) -> None:
+        assert self._ending is not None, "made before anybody is answered"
+        if not self._ending.done():
+            self._ending.set_exception(fault)
 
     def _told(self, listener: ChangeListener, one: socket.socket) -> None:
         if listener.drain(one):
@@ -155,8 +182,12 @@ class _Daemon:
             await self._reload()
         except Error as fault:
             log.error("reload refused, the old file stays in force: %s", fault)
+        except Exception:
+            log.exception("reload failed, the old file stays in force")
 
     async def _reload(self) -> None:
+        if self._stopped:
+            raise DaemonError("the daemon is ending")
         config = read_file(self._path)
         await self._call(self._router.reload, config)
         log.setLevel(config.log_level.upper())
@@ -167,9 +198,9 @@ class _Daemon:
             raise DaemonError("the daemon is ending")
         match request:
             case Status():
-                return await self._call(self._router.status)
+                return await self._run(self._answers_thread, self._answers.status)
             case Explain(flows, dead):
-                return await self._call(self._router.explain, flows, dead)
+                return await self._run(self._answers_thread, self._answers.explain, flows, dead)
             case Reload():
                 await self._reload()
                 return {}
@@ -177,6 +208,8 @@ class _Daemon:
                 self._stopped = True
                 try:
                     await self._call(self._router.stop, undo)
-                finally:
-                    self._end(undo)
+                except Error as fault:
+                    self._fail(fault)
+                    raise
+                self._end(undo)
                 return {}

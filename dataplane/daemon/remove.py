@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
-from dataplane.daemon.apply import Step, observe, perform, removal
+from dataplane.daemon.apply import observe, perform_all, removal
 from dataplane.daemon.control import NoDaemonError, Stop, ask
 from dataplane.errors import MachineError
 from dataplane.system import alone, capabilities, iptables
@@ -20,17 +21,15 @@ def remove(state_dir: Path, control_socket: Path) -> list[str]:
     lacking = capabilities.missing()
     if lacking:
         raise MachineError(f"{' and '.join(lacking)} missing: run as root")
-    done = []
-    try:
+    with contextlib.suppress(NoDaemonError):
         ask(control_socket, Stop(undo=True))
-        done.append("the daemon stopped and undid what it had done")
-    except NoDaemonError:
-        pass
+        return ["the daemon stopped and undid what it had done"]
+    done = []
     directory = StateDirectory(state_dir)
     holder = directory.holder()
     if holder is None:
         holder = alone.holder()
-    if holder is not None and not done:
+    if holder is not None:
         raise MachineError(
             f"an evenlink daemon (process {holder}) runs, but does not answer on "
             f"{control_socket}; end it first, or name its file with --config"
@@ -42,8 +41,8 @@ def remove(state_dir: Path, control_socket: Path) -> list[str]:
         state = State()
     netlink = Netlink()
     try:
-        steps: list[Step] = removal(observe(netlink, ()), state.sysctls)
-        perform(steps, netlink)
+        steps = removal(observe(netlink, ()), state.sysctls)
+        perform_all(steps, netlink)
     finally:
         netlink.close()
     done += [step.summary for step in steps]

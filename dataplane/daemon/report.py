@@ -46,7 +46,7 @@ def status_report(
     rates: RateMeter,
     mended: int,
 ) -> dict[str, Any]:
-    """The keys of contract.md's `status`, and a few more."""
+    """What `status --json` prints; docs/operate/commands.md lists its keys."""
     marks = Marks(wish.config.mark_mask)
     wanted = weights(wish.config)
     total = sum(wanted.values())

@@ -1,7 +1,4 @@
-"""The router that the daemon keeps: start, look again, take a new file, stop.
-
-Only the queue workers run beside it.
-"""
+"""The router that the daemon keeps: start, look again, take a new file, stop."""
 
 from __future__ import annotations
 
@@ -15,18 +12,25 @@ import msgspec
 
 from dataplane.config.marks import Marks
 from dataplane.config.model import Config
-from dataplane.daemon.apply import check_mask, observe, perform, removal
-from dataplane.daemon.apply import difference as steps_between
+from dataplane.daemon.apply import (
+    check_mask,
+    difference,
+    digest_of,
+    observe,
+    perform,
+    perform_all,
+    removal,
+)
 from dataplane.daemon.engine import QueueEngine
 from dataplane.daemon.look import Machine, running_table
-from dataplane.daemon.report import RateMeter, status_report
-from dataplane.decide.explain import Situation, explain, parse_flow
-from dataplane.decide.facts import FAMILIES, Family
+from dataplane.daemon.report import RateMeter
+from dataplane.daemon.steps import Step
+from dataplane.decide.facts import FAMILIES, Facts, Family
 from dataplane.decide.fit import misfits
 from dataplane.decide.wish import Wish, make_wish
-from dataplane.errors import Error, MachineError, UsageError
+from dataplane.errors import Error, MachineError
 from dataplane.hotpath import Program
-from dataplane.system import capabilities, conntrack, iptables, sysctl
+from dataplane.system import capabilities, conntrack, iptables, nft, sysctl
 from dataplane.system.alone import NamespaceLock
 from dataplane.system.state import State, StateDirectory
 
@@ -47,19 +51,22 @@ class LinkHistory:
 class Router:
     """The running router. `start` either succeeds whole or leaves the machine as it was.
 
-    All calls come from one thread, that of `start`.
+    All calls come from one thread, that of `start`; only what `Answers` reads is read by another.
     """
 
     def __init__(self, config: Config) -> None:
+        self._first_config = config
         self._directory = StateDirectory(config.state_dir)
         self._alone = NamespaceLock()
         self._machine_if_started: Machine | None = None
-        self._rates = RateMeter()
         self._state = State()
         self._wish: Wish | None = None
         self._engine: QueueEngine | None = None
-        self._history: dict[str, LinkHistory] = {}
-        self._config = config
+        self._serial = 0
+        # (number, family) of links whose connections are still to be forgotten.
+        self._dead: set[tuple[int, Family]] = set()
+        self.history: dict[str, LinkHistory] = {}
+        self.rates = RateMeter()
         self.mended = 0
 
     @property
@@ -70,13 +77,22 @@ class Router:
 
     @property
     def wish(self) -> Wish:
+        """The wish in force. MachineError before `start` and after `stop`."""
         if self._wish is None:
-            raise MachineError("the router has not been started")
+            raise MachineError("the router is not running")
         return self._wish
 
     @property
+    def engine(self) -> QueueEngine:
+        """The queue workers. MachineError before `start`."""
+        if self._engine is None:
+            raise MachineError("the router is not running")
+        return self._engine
+
+    @property
     def config(self) -> Config:
-        return self._config
+        """The file in force; before `start`, the one to begin with."""
+        return self._wish.config if self._wish else self._first_config
 
     def claim(self) -> None:
         """Takes the state directory and the network namespace for this process.
@@ -115,144 +131,171 @@ class Router:
 
     def _start(self) -> None:
         before = self._directory.load()
-        facts = self._machine.look(self._config)
-        found = misfits(self._config, facts)
-        if found:
-            raise MachineError("\n".join(found))
-        key = self._directory.key(self._config.key)
-        wish = make_wish(self._config, facts, key, before.ids, running_table(before))
-        self._engine = QueueEngine(self._config.queue, Program(wish.program()))
+        config = self._first_config
+        facts = self._look(config)
+        key = self._directory.key(config.key)
+        wish = make_wish(config, facts, key, before.ids, running_table(before))
+        program = Program(wish.program())
+        self._engine = QueueEngine(config.queue, program)
         self._engine.start()
         observed = observe(self._machine.netlink, ())
-        check_mask(observed, self._config.mark_mask)
-        had_nothing = observed.empty
-        self._state = replace_state(before, wish)
-        if had_nothing and not before.sysctls:
+        check_mask(observed, config.mark_mask)
+        self._state = _state_of(before, wish)
+        if observed.empty and not before.sysctls:
             chains = tuple(sorted(iptables.mangle_chains()))
             self._state = _with(self._state, mangle_before=chains)
         try:
             self._apply(wish)
-        except Exception:
-            if had_nothing:
-                # The steps are undone already, unless it was what comes after them that failed.
-                with contextlib.suppress(Error):
-                    self._undo()
+        except BaseException:
+            # The steps are undone already, unless it was what comes after them that failed.
+            with contextlib.suppress(Error):
+                if observed.empty:
+                    self._remove_from_kernel()
+                self._directory.put_back(before)
             raise
+        self._serial = program.serial
         self._adopt(wish)
+        # What died, or left the file, while no daemon ran.
+        self._dead = {
+            (number, family)
+            for number in {*before.ids.values(), *wish.ids.values()}
+            for family in FAMILIES
+        }
+        self._forget()
 
-    def refresh(self) -> None:
-        """Looks at the machine again: follows its links, and mends what another hand undid."""
-        self._alone.hang_up()
-        self._revive()
-        old = self.wish
-        facts = self._machine.look(self._config)
-        wish = make_wish(self._config, facts, old.key, old.ids, old.home)
-        if wish == old:
-            steps = self._steps(wish)
-            if steps:
-                self.mended += 1
-                for step in steps:
-                    log.warning("mended: %s", step.summary)
-                perform(steps, self._machine.netlink)
-                self._remember_listing()
-            return
-        self._switch(wish)
-
-    def reload(self, config: Config) -> None:
-        """Takes a new file without losing a packet; a refusal leaves the old one in force."""
-        # A mark is read by the mask that wrote it, so that goes with the connections.
-        for name in ("state_dir", "control_socket", "control_group", "mark_mask"):
-            if getattr(config, name) != getattr(self._config, name):
-                raise MachineError(f"{name}: cannot change while running; restart instead")
-        old = self.wish
+    def _look(self, config: Config) -> Facts:
+        """The machine as it is; MachineError if the file does not fit it."""
         facts = self._machine.look(config)
         found = misfits(config, facts)
         if found:
             raise MachineError("\n".join(found))
-        made = config.key is None and self._config.key is None
+        return facts
+
+    def refresh(self) -> None:
+        """Looks at the machine again: follows its links, and mends what another hand undid."""
+        self._alone.hang_up()
+        old = self.wish
+        facts = self._machine.look(old.config)
+        wish = make_wish(old.config, facts, old.key, old.ids, old.home)
+        if wish == old:
+            self._mend(wish)
+        else:
+            self._switch(wish)
+        self._forget()
+        if not self.engine.alive():
+            for number, fault in self.engine.faults().items():
+                log.error("queue %d: its worker ended: %s; starting it anew", number, fault)
+            self._replace_engine(wish)
+
+    def reload(self, config: Config) -> None:
+        """Takes a new file without losing a packet; a refusal leaves the old one in force."""
+        old = self.wish
+        # A mark is read by the mask that wrote it, so that goes with the connections.
+        for name in ("state_dir", "control_socket", "control_group", "mark_mask"):
+            if getattr(config, name) != getattr(old.config, name):
+                raise MachineError(f"{name}: cannot change while running; restart instead")
+        facts = self._look(config)
+        made = config.key is None and old.config.key is None
         key = old.key if made else self._directory.key(config.key)
         wish = make_wish(config, facts, key, self._state.ids, old.home)
-        old_config, self._config = self._config, config
-        try:
-            if config.queue != old_config.queue:
-                self._replace_engine(wish, old_config)
+        if config.queue == old.config.queue:
             self._switch(wish)
-        except Error:
-            self._config = old_config
-            if config.queue != old_config.queue:
-                self._replace_engine(old, config)
-            raise
+        else:
+            try:
+                self._replace_engine(wish)
+                self._switch(wish)
+            except BaseException:
+                with contextlib.suppress(Error):  # else the next look tries again
+                    self._replace_engine(old)
+                raise
+        self._forget()
 
     def stop(self, undo: bool) -> None:
-        """Stops serving. Without `undo` the kernel goes on by itself, and a restart adopts it."""
-        try:
-            if undo:
-                self._undo()
-        finally:
+        """Stops serving. Without `undo` the kernel goes on by itself, and a restart adopts it.
+
+        What is asked of the router from now on is refused.
+        """
+        self._wish = None
+        with contextlib.ExitStack() as last:
+            last.callback(self.release)
             if self._engine:
-                self._engine.stop()
-            self.release()
+                last.callback(self._engine.stop)
+            if undo:
+                self._remove_from_kernel()
+                self._directory.remove()
 
-    def _undo(self) -> None:
+    def _remove_from_kernel(self) -> None:
         netlink = self._machine.netlink
-        perform(removal(observe(netlink, ()), self._state.sysctls), netlink)
+        perform_all(removal(observe(netlink, ()), self._state.sysctls), netlink)
         iptables.tidy(self._state.mangle_before)
-        self._directory.remove()
 
-    def _revive(self) -> None:
-        """A worker that its socket failed is started anew; the kernel settled meanwhile."""
-        assert self._engine is not None, "a router that was started has one"
-        if self._engine.alive():
-            return
-        for number, fault in self._engine.faults().items():
-            log.error("queue %d: its worker ended: %s; starting it anew", number, fault)
-        self._replace_engine(self.wish, self._config)
-
-    def _replace_engine(self, wish: Wish, old_config: Config) -> None:
+    def _replace_engine(self, wish: Wish) -> None:
         """Between two listeners the kernel settles connections itself."""
-        assert self._engine is not None, "a router that was started has one"
-        self._engine.stop()
-        try:
-            self._engine = QueueEngine(wish.config.queue, Program(wish.program()))
-        except Error:
-            self._engine = QueueEngine(old_config.queue, Program(self.wish.program()))
-            self._engine.start()
-            raise
+        self.engine.stop()
+        program = Program(wish.program())
+        self._engine = QueueEngine(wish.config.queue, program)
         self._engine.start()
+        self._serial = program.serial
 
     def _switch(self, wish: Wish) -> None:
-        """From the wish in force to another, in the order that keeps connections safe.
-
-        First the workers' program and the kernel's rules, then, when no worker can still hold a
-        verdict of the old program, the dead links' connections are forgotten; once more, since a
-        packet may have been on its way.
-        """
-        assert self._engine is not None, "a router that was started has one"
-        old = self.wish
+        """From the wish in force to another: the workers' program first, then the kernel."""
+        old, state = self.wish, self._state
         program = Program(wish.program())
-        self._engine.swap(program)
+        self.engine.swap(program)
         try:
-            self._state = replace_state(self._state, wish)
+            self._state = _state_of(state, wish)
             self._apply(wish)
-        except Error:
-            self._engine.swap(Program(old.program()))
-            self._state = replace_state(self._state, old)
+        except BaseException:
+            self.engine.swap(Program(old.program()))
+            self._state = state
+            with contextlib.suppress(Error):
+                self._directory.store(state)
             raise
+        self._serial = program.serial
         self._adopt(wish)
-        dead = _died(old, wish)
+        self._dead |= _died(old, wish)
+
+    def _mend(self, wish: Wish) -> None:
+        steps = self._steps(wish)
+        if not steps:
+            return
+        self.mended += 1
+        for step in steps:
+            log.warning("mended: %s", step.summary)
+        perform(steps, self._machine.netlink)
+        self._remember_listing()
+
+    def _forget(self) -> None:
+        """Forgets the connections of dead links, when no worker can still hold an old verdict.
+
+        Twice, since a packet may have been on its way. What is refused is tried at the next look.
+        """
+        wish = self.wish
+        names = {number: name for name, number in wish.ids.items()}
+        dead = {
+            (number, family)
+            for number, family in self._dead
+            if number not in names or not wish.states[names[number]].way(family).alive
+        }
+        self._dead = dead
         if not dead:
             return
-        if not self._engine.wait_passed(program.serial, BOUNDARY_TIMEOUT_S):
+        if not self.engine.wait_passed(self._serial, BOUNDARY_TIMEOUT_S):
             log.error("a queue worker did not finish its batch within %s s", BOUNDARY_TIMEOUT_S)
         marks = Marks(wish.config.mark_mask)
-        for _ in range(2):
-            for number, family in dead:
-                conntrack.forget(marks.mark(number), marks.mask, family)
+        try:
+            for _ in range(2):
+                for number, family in sorted(dead):
+                    conntrack.forget(marks.mark(number), marks.mask, family)
+        except Error as refusal:
+            log.error("connections of dead links are not forgotten yet: %s", refusal)
+            return
+        self._dead = set()
 
-    def _steps(self, wish: Wish) -> list[Any]:
+    def _steps(self, wish: Wish) -> list[Step]:
         plan = wish.plan()
         observed = observe(self._machine.netlink, (one.key for one in plan.sysctls))
-        return steps_between(observed, plan, self._state.listing)
+        return difference(observed, plan, self._state.listing)
 
     def _apply(self, wish: Wish) -> None:
         steps = self._steps(wish)
@@ -271,59 +314,32 @@ class Router:
         self._remember_listing()
 
     def _remember_listing(self) -> None:
-        self._state = _with(self._state, listing=observe(self._machine.netlink, ()).listing)
-        self._directory.store(self._state)
+        listing = digest_of(nft.read())
+        if listing != self._state.listing:
+            self._state = _with(self._state, listing=listing)
+            self._directory.store(self._state)
 
     def _adopt(self, wish: Wish) -> None:
         """Makes the wish the one in force, and tells the log what changed."""
         self._wish = wish
         now = time.time()
+        history = {}
         for name, state in wish.states.items():
-            before = self._history.get(name)
-            if before is None or before.alive != state.alive:
-                self._history[name] = LinkHistory(state.alive, now)
-                log.info("link %s is %s", name, "up" if state.alive else f"down: {state.why}")
-        for name in self._history.keys() - wish.states.keys():
-            del self._history[name]
+            before = self.history.get(name)
+            if before is not None and before.alive == state.alive:
+                history[name] = before
+                continue
+            history[name] = LinkHistory(state.alive, now)
+            log.info("link %s is %s", name, "up" if state.alive else f"down: {state.why}")
+        self.history = history
 
     def sample(self) -> None:
         """Reads the interface counters; called once in a while so that rates are known."""
-        names = frozenset(link.interface for link in self._config.links)
-        self._rates.sample(time.monotonic(), self._machine.netlink.counters(names))
-
-    def status(self) -> dict[str, Any]:
-        """The answer of `evenlink status`."""
-        assert self._engine is not None, "a router that was started has one"
-        return status_report(
-            self.wish,
-            {name: one.since for name, one in self._history.items()},
-            self._engine,
-            self._rates,
-            self.mended,
-        )
-
-    def explain(self, flows: list[list[str]], dead: list[str]) -> list[dict[str, Any]]:
-        """The decisions for these flows, as it is now or as if these links were dead."""
-        wish = self.wish
-        for name in dead:
-            if name not in wish.ids:
-                raise UsageError(f"--dead: there is no link {name!r}; {', '.join(wish.ids)}")
-        situation = Situation.of(wish.without(dead))
-        marks = situation.marks
-        answers = []
-        for words in flows:
-            try:
-                flow = parse_flow(words)
-            except ValueError as fault:
-                raise UsageError(f"explain: {' '.join(words)}: {fault}") from fault
-            destination = self._machine.netlink.destination(
-                str(flow.destination), marks.mark(marks.ask)
-            )
-            answers.append(explain(situation, flow, destination).as_dict())
-        return answers
+        names = frozenset(link.interface for link in self.wish.config.links)
+        self.rates.sample(time.monotonic(), self._machine.netlink.counters(names))
 
 
-def replace_state(state: State, wish: Wish) -> State:
+def _state_of(state: State, wish: Wish) -> State:
     """What has to be known later of this wish."""
     numbers = set(wish.ids.values())
     return _with(
@@ -338,12 +354,12 @@ def _with(state: State, **changes: Any) -> State:
     return msgspec.structs.replace(state, **changes)
 
 
-def _died(old: Wish, new: Wish) -> list[tuple[int, Family]]:
+def _died(old: Wish, new: Wish) -> set[tuple[int, Family]]:
     """(number, family) of the links that carried a family and do not any more."""
-    return [
+    return {
         (old.ids[name], family)
         for name, state in old.states.items()
         for family in FAMILIES
         if state.way(family).alive
         and not (name in new.states and new.states[name].way(family).alive)
-    ]
+    }

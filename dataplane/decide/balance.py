@@ -11,7 +11,7 @@ from dataplane.config.model import Config
 from dataplane.decide.facts import FAMILIES, Family
 from dataplane.decide.liveness import LinkState, Way, alive, carriers
 from dataplane.decide.program import ProgramRule, compile_program
-from dataplane.decide.slots import SlotTable, home, overlay, reweight
+from dataplane.decide.slots import SLOTS, SlotTable, home, overlay, reweight
 
 
 def weights(config: Config) -> dict[str, Fraction]:
@@ -52,7 +52,7 @@ def program_block(
         family: table.slots.translate(bytes(ids[name] for name in table.links).ljust(256, b"\0"))
         for family, table in tables.items()
     }
-    main_only = bytes([marks.main]) * 65536
+    main_only = bytes([marks.main]) * SLOTS
     return compile_program(
         marks=marks,
         key=key,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataplane.config.model import Fields, Nat, QueueMode
 from dataplane.decide.facts import Family
 from dataplane.decide.plan import Plan, PlannedLink, slots_balanced, uses_nat
+from dataplane.decide.slots import SLOTS
 
 FALLBACK_COUNTER = "fallback"
 WRONG_SOURCE_COUNTER = "wrong_source"
@@ -18,6 +19,11 @@ PAIR_TIMEOUT = "10m"
 
 _ADDRESS = {4: "ip", 6: "ip6"}
 _NFPROTO = {4: "meta nfproto ipv4", 6: "meta nfproto ipv6"}
+# Not routed in the Internet: RFC 1918, 6598, 3927, 4193.
+_PRIVATE = {
+    4: "{ 10.0.0.0/8, 100.64.0.0/10, 169.254.0.0/16, 172.16.0.0/12, 192.168.0.0/16 }",
+    6: "fc00::/7",
+}
 _PORT_PROTOCOLS = "meta l4proto { tcp, udp, udplite, sctp, dccp }"
 _HASHED: dict[Fields, tuple[tuple[str, ...], tuple[str, ...]]] = {
     Fields.BOTH_ADDRESSES: (("saddr", "daddr"), ()),
@@ -282,7 +288,7 @@ def _jhash(plan: Plan, family: Family) -> list[str]:
         hashed = [f"{address} {name}" for name in addresses] + [f"th {name}" for name in ports]
         prefix = f"{_NFPROTO[family]} {match} " if match else f"{_NFPROTO[family]} "
         rules.append(
-            f"{prefix}jhash {' . '.join(hashed)} mod 65536 seed {plan.seed:#x} "
+            f"{prefix}jhash {' . '.join(hashed)} mod {SLOTS} seed {plan.seed:#x} "
             f"vmap {{ {', '.join(shares)} }}"
         )
     return rules
@@ -408,7 +414,8 @@ def _translated(plan: Plan, planned: PlannedLink) -> list[tuple[str, str]]:
 def _postrouting_guard(plan: Plan) -> list[str]:
     """After NAT, a source that is not on the interface is nobody's: it is counted and dropped.
 
-    INVALID packets skip NAT and would leave with a private address.
+    INVALID packets skip NAT and would leave with a private address. Public addresses that the
+    provider routes here answer by the link that they were asked by.
     """
     guarded = [planned for planned in plan.links if uses_nat(planned)]
     rules = [_base("filter", "postrouting", "300")]
@@ -437,4 +444,9 @@ def _postrouting_guard(plan: Plan) -> list[str]:
             rules.append(f"{match} ip saddr {planned.link.snat_address} accept")
         if planned.link.snat_address6 and 6 in plan.families:
             rules.append(f"{match} ip6 saddr {planned.link.snat_address6} accept")
+        answers = f"{match} ct direction reply {_ours('ct', plan)} == {planned.mark:#010x}"
+        rules += [
+            f"{answers} {_ADDRESS[family]} saddr != {_PRIVATE[family]} accept"
+            for family in plan.families
+        ]
     return [*rules, f"counter name {WRONG_SOURCE_COUNTER} drop"]

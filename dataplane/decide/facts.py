@@ -38,13 +38,15 @@ class Facts:
     `interfaces` holds those that exist among the links' and the LAN side's. `gateway_macs` maps a
     gateway to its MAC address, asked for only where two links share an interface. `native_queue`:
     the kernel and nft know the queue statement. `foreign_marks`: priority, mark and mask of other
-    people's rules by mark.
+    people's rules by mark. `foreign_routes`: table and words of other people's routes in our
+    tables, one for each table and family.
     """
 
     interfaces: tuple[InterfaceFacts, ...]
     native_queue: bool
     gateway_macs: tuple[tuple[str, str], ...] = ()
     foreign_marks: tuple[tuple[int, int, int], ...] = ()
+    foreign_routes: tuple[tuple[int, str], ...] = ()
 
     def interface(self, name: str) -> InterfaceFacts | None:
         for interface in self.interfaces:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv6Address
-from itertools import combinations
 
-from dataplane.config.model import Config, Link, Nat
-from dataplane.decide.facts import FAMILIES, Facts, InterfaceFacts
-from dataplane.decide.liveness import link_states, source_towards
+from dataplane.config.marks import MOST_LINKS
+from dataplane.config.model import Config, Link
+from dataplane.decide.facts import Facts, InterfaceFacts
+from dataplane.decide.plan import LAST_TABLE, table_of
+
+_WHOLE = 0xFFFFFFFF
 
 
 def misfits(config: Config, facts: Facts) -> list[str]:
@@ -24,33 +26,28 @@ def misfits(config: Config, facts: Facts) -> list[str]:
             )
         else:
             found += _gateways(link, interface)
-    found += _same_source(config, facts)
     for priority, mark, mask in facts.foreign_marks:
-        if mask & config.mark_mask and mask != 0xFFFFFFFF:
+        if _meets(mark, mask, config.mark_mask):
             found.append(
                 f"mark_mask: {config.mark_mask:#010x} overlaps the mark {mark:#x}/{mask:#x} of "
                 f"another program's rule (ip rule priority {priority}); choose other bits"
             )
+    for table, route in facts.foreign_routes:
+        found.append(
+            f"routing table {table}: holds another program's route {route}, but tables "
+            f"{LAST_TABLE} to {table_of(MOST_LINKS)} are Evenlink's; move it elsewhere"
+        )
     return found
 
 
-def _same_source(config: Config, facts: Facts) -> list[str]:
-    """Two links of one interface that would masquerade as one address: nobody could tell them."""
-    found = []
-    states = link_states(config, facts)
-    for one, other in combinations(config.links, 2):
-        if one.interface != other.interface or not one.nat is other.nat is Nat.MASQUERADE:
-            continue
-        interface = facts.interface(one.interface)
-        for family in FAMILIES:
-            ways = states[one.name].way(family), states[other.name].way(family)
-            sources = [source_towards(way, interface) for way in ways if way.usable]
-            if len(sources) == 2 and sources[0] == sources[1]:
-                found.append(
-                    f"link.{other.name}: leaves {one.interface} with {sources[0]}, as {one.name} "
-                    'does; give one of them nat = "snat" and an address of its own'
-                )
-    return found
+def _meets(mark: int, mask: int, ours: int) -> bool:
+    """Whether a rule of another program may be about packets that carry our marks.
+
+    One that compares the whole mark is, where the mark is nothing but our bits.
+    """
+    if mask == _WHOLE:
+        return mark != 0 and mark & ~ours == 0
+    return mask & ours != 0
 
 
 def _gateways(link: Link, interface: InterfaceFacts) -> list[str]:

@@ -20,6 +20,7 @@ Order of the ip rules (why each stands where it stands is in docs/design/0004-pa
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv6Network
@@ -132,7 +133,10 @@ class PlannedLink:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the kernel should hold. `seed` is of the fallback's jhash."""
+    """What the kernel should hold.
+
+    `seed` is of the fallback's jhash; `slots_digest` changes when any slot changes its link.
+    """
 
     marks: Marks
     links: tuple[PlannedLink, ...]
@@ -145,6 +149,7 @@ class Plan:
     queue: Queue
     native_queue: bool
     seed: int
+    slots_digest: str
     sysctls: tuple[Sysctl, ...]
     routes: frozenset[Route]
     rules: frozenset[Rule]
@@ -183,6 +188,7 @@ def make_plan(
         queue=config.queue,
         native_queue=facts.native_queue,
         seed=key & 0xFFFFFFFF,
+        slots_digest=_slots_digest(ids, tables),
         sysctls=_sysctls(config, facts),
         routes=frozenset(
             route for family in families for route in _routes(family, config, links, facts, states)
@@ -192,6 +198,14 @@ def make_plan(
         ),
         queue_rules=frozenset(() if facts.native_queue else _queue_rules(families, config, marks)),
     )
+
+
+def _slots_digest(ids: Mapping[str, int], tables: Mapping[Family, SlotTable]) -> str:
+    digest = hashlib.sha256()
+    for family, table in sorted(tables.items()):
+        owners = [(name, ids[name]) for name in table.links]
+        digest.update(f"{family} {owners} ".encode() + table.slots)
+    return digest.hexdigest()[:16]
 
 
 def table_of(link_id: int) -> int:

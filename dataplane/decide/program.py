@@ -14,12 +14,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from dataplane.config.marks import Marks
 from dataplane.config.model import Fields
+from dataplane.decide.facts import Family
+from dataplane.decide.slots import SLOTS
 
-SLOTS = 65536
 MOST_RULES = 4096
 MOST_LISTS = 4096
 
@@ -31,8 +32,6 @@ _HEADER = struct.Struct("=IIQQIIII")
 _SECTION = struct.Struct("=QQ")
 _RULE = struct.Struct("=IIIIBBB13x")
 _FIELDS = {fields: number for number, fields in enumerate(Fields)}
-
-Family = Literal[4, 6]
 
 
 class AddressRange(NamedTuple):

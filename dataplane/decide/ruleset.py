@@ -31,17 +31,18 @@ def render(plan: Plan, chains_there: Collection[str] = (), sets_there: Collectio
     """The nft commands that make the table what the plan says, in one transaction.
 
     What was seen in our table is named by `chains_there` and `sets_there`; what the plan has not
-    is deleted. The plan's digest is written into the table as the name of an empty chain, by which
-    a later look tells whether the table is this one. Pairs are forgotten when the plan is another:
-    slots may have moved since.
+    is deleted. Two digests are written into the table as names of empty chains: the plan's, by
+    which a later look tells whether the table is this one, and the slots', by which remembered
+    pairs are kept as long as no slot has moved.
     """
     chains = all_chains(plan)
     wanted_sets = {name for name, _ in _pair_sets(plan)}
     lines = [f"add table inet {TABLE}", f"flush table inet {TABLE}"]
-    stale = set(chains_there) - {name for name, _ in chains} - {digest_chain(plan)}
+    kept = {name for name, _ in chains} | {digest_chain(plan), slots_chain(plan)}
+    stale = set(chains_there) - kept
     lines += [f"delete chain inet {TABLE} {name}" for name in sorted(stale)]
     lines += [f"delete set inet {TABLE} {name}" for name in sorted(set(sets_there) - wanted_sets)]
-    if digest_chain(plan) not in chains_there:
+    if slots_chain(plan) not in chains_there:
         lines += [
             f"flush set inet {TABLE} {name}" for name in sorted(set(sets_there) & wanted_sets)
         ]
@@ -52,6 +53,11 @@ def digest_chain(plan: Plan) -> str:
     """The name of the empty chain that says which plan the table holds."""
     text = _table(plan, all_chains(plan), tagged=False)
     return "plan_" + hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def slots_chain(plan: Plan) -> str:
+    """The name of the empty chain that says by which slots pairs are remembered."""
+    return f"slots_{plan.slots_digest}"
 
 
 def _table(plan: Plan, chains: list[tuple[str, list[str]]], tagged: bool = True) -> str:
@@ -69,7 +75,8 @@ def _table(plan: Plan, chains: list[tuple[str, list[str]]], tagged: bool = True)
             "",
         ]
     if tagged:
-        lines += [f"\tchain {digest_chain(plan)} {{", "\t}", ""]
+        for name in (digest_chain(plan), slots_chain(plan)):
+            lines += [f"\tchain {name} {{", "\t}", ""]
     for name, rules in chains:
         lines += [f"\tchain {name} {{", *(f"\t\t{rule}" for rule in rules), "\t}", ""]
     lines[-1] = "}"

@@ -25,6 +25,8 @@ from dataplane.errors import Error, MachineError
 _DIRECTORY = Path("/run/netns")
 _NAME = re.compile(r"evl-(\d+)-\d+-.+")
 _CLONE_NEWNET = 0x40000000
+# Where a root shell that was opened by a plain `su` does not look.
+_ROOTS_TOOLS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 PYTHON = sys.executable
@@ -40,9 +42,15 @@ class UnavailableError(LabError):
 
 
 def environment() -> dict[str, str]:
-    """The environment of commands in the lab: ours, with this very package found first."""
-    paths = [_PACKAGE_PARENT, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+    """The environment of commands in the lab: ours, with this very package found first, and
+    root's tools found in any case."""
+    packages = [_PACKAGE_PARENT, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    tools = [*os.environ.get("PATH", os.defpath).split(os.pathsep), *_ROOTS_TOOLS]
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(packages)),
+        "PATH": os.pathsep.join(dict.fromkeys(tools)),
+    }
 
 
 class Namespace:
@@ -51,7 +59,9 @@ class Namespace:
     def __init__(self, name: str) -> None:
         if os.geteuid() != 0:
             raise MachineError("the lab makes network namespaces, which needs root")
-        made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True)
+        made = subprocess.run(
+            ["ip", "netns", "add", name], capture_output=True, text=True, env=environment()
+        )
         if made.returncode:
             raise MachineError(f"network namespace {name}: {made.stderr.strip()}")
         self.name = name
@@ -153,7 +163,7 @@ def _remove(name: str) -> None:
             raise LabError(f"{name}: processes {pids} outlive SIGKILL")
         time.sleep(0.01)
     if (_DIRECTORY / name).exists():
-        subprocess.run(["ip", "netns", "delete", name], capture_output=True)
+        subprocess.run(["ip", "netns", "delete", name], capture_output=True, env=environment())
 
 
 def _processes(name: str) -> list[int]:

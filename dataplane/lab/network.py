@@ -113,6 +113,7 @@ class Lab:
             input="\n".join(lines) + "\n",
             capture_output=True,
             text=True,
+            env=namespaces.environment(),
         )
         if done.returncode == 0:
             return

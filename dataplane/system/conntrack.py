@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import socket
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from dataplane.decide.facts import Family
 from dataplane.errors import KernelError
@@ -54,11 +56,16 @@ def count(mark: int, mask: int) -> int:
                 place += (length + 3) & ~3
 
 
-def _socket() -> socket.socket:
-    netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
-    netlink.bind((0, 0))
-    netlink.settimeout(10)
-    return netlink
+@contextmanager
+def _socket() -> Iterator[socket.socket]:
+    """Whatever goes wrong with it, silence too, is a KernelError."""
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as netlink:
+            netlink.bind((0, 0))
+            netlink.settimeout(10)
+            yield netlink
+    except OSError as refusal:
+        raise KernelError(f"conntrack: {refusal.strerror or refusal}") from refusal
 
 
 def _request(kind: int, flags: int, mark: int, mask: int, family: int) -> bytes:

@@ -13,6 +13,7 @@ from dataplane.decide.plan import QueueRule
 from dataplane.errors import KernelError, MachineError
 
 COMMENT = "evenlink"
+PATH = "/usr/sbin:/usr/local/sbin:/sbin:/usr/bin:/bin"
 _COMMANDS: dict[Family, tuple[str, str]] = {
     4: ("iptables-nft", "iptables"),
     6: ("ip6tables-nft", "ip6tables"),
@@ -102,10 +103,10 @@ def _listed(family: Family) -> list[str]:
 
 def _nft(*arguments: str) -> str | None:
     """What nft says, or None when it refuses or is not there."""
-    nft = shutil.which("nft", path="/usr/sbin:/sbin:/usr/bin:/bin")
+    nft = shutil.which("nft", path=PATH)
     if nft is None:
         return None
-    done = subprocess.run([nft, *arguments], capture_output=True, text=True, check=False)
+    done = _finish([nft, *arguments])
     return None if done.returncode else done.stdout
 
 
@@ -117,21 +118,30 @@ def _change(verb: str, rule: QueueRule) -> None:
 
 
 def _available(family: Family) -> bool:
-    return any(shutil.which(name, path="/usr/sbin:/sbin") for name in _COMMANDS[family])
+    return any(shutil.which(name, path=PATH) for name in _COMMANDS[family])
 
 
 def _name(family: Family) -> str:
     for name in _COMMANDS[family]:
-        if shutil.which(name, path="/usr/sbin:/sbin"):
+        if shutil.which(name, path=PATH):
             return name
     raise MachineError("the iptables command is missing; install the package iptables")
 
 
 def _run(family: Family, arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [_name(family), "-w", "5", "-t", "mangle", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"PATH": "/usr/sbin:/sbin:/usr/bin:/bin", "LC_ALL": "C"},
-    )
+    return _finish([_name(family), "-w", "5", "-t", "mangle", *arguments])
+
+
+def _finish(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Runs the command to its end."""
+    try:
+        return subprocess.run(
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+            env={"PATH": PATH, "LC_ALL": "C"},
+        )
+    except OSError as refusal:
+        raise MachineError(f"{command[0]}: {refusal.strerror or refusal}") from refusal

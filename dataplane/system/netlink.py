@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -16,10 +18,13 @@ from ipaddress import (
 from typing import Any
 
 from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink import rtnl
+from pyroute2.netlink.exceptions import NetlinkDecodeError, NetlinkError
+from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
+from dataplane.config.marks import MOST_LINKS
 from dataplane.decide.facts import FAMILIES, Destination, Facts, Family, InterfaceFacts
-from dataplane.decide.plan import MAIN_TABLE, PROTOCOL, Route, Rule
+from dataplane.decide.plan import LAST_TABLE, MAIN_TABLE, PROTOCOL, Route, Rule, table_of
 from dataplane.errors import KernelError
 
 _AF: dict[Family, int] = {4: socket.AF_INET, 6: socket.AF_INET6}
@@ -27,22 +32,56 @@ _SCOPE_GLOBAL = 0
 _IFF_UP, _IFF_POINTOPOINT, _IFF_LOWER_UP = 0x1, 0x10, 0x10000
 _RTN_UNICAST, _RTN_UNREACHABLE = 1, 7
 _FR_ACT_TO_TBL, _FR_ACT_UNREACHABLE = 1, 7
+# linux/if_addr.h. Of IPv4 addresses, the first bit says secondary, which is as good as others.
+_TEMPORARY, _DEPRECATED = 0x01, 0x20
 _TENTATIVE, _DADFAILED = 0x40, 0x08
 _NTF_USE = 0x01
+_SOL_NETLINK, _ADD_MEMBERSHIP, _GET_STRICT_CHK = 270, 1, 12
+_HEADER = struct.Struct("=IHHII")
+_ROUTE = struct.Struct("=8BI")
+# Where a route's message has them, behind the header.
+_PREFIX_LENGTH_AT, _PROTOCOL_AT = 17, 21
+_REQUEST, _DUMP = 0x1, 0x300
+_ERROR, _DONE = 2, 3
+_RTA_TABLE = 15
+_PATIENCE_S = 10
 # How `route get` answers where a route refuses. Our own rule at the end says ENETUNREACH.
-_REFUSALS = {13: "prohibit", 22: "blackhole", 113: "unreachable"}
+_REFUSALS = {
+    errno.EACCES: "prohibit",
+    errno.EINVAL: "blackhole",
+    errno.EHOSTUNREACH: "unreachable",
+    errno.ENETUNREACH: "",
+}
 _DESTINATIONS = {1: "specific", 2: "local", 3: "broadcast", 4: "anycast", 5: "multicast"}
+
+
+@contextmanager
+def _refusals(gone_is_well: bool = False, present_is_well: bool = False) -> Iterator[None]:
+    """Turns the kernel's refusals, and a socket's, into KernelError."""
+    try:
+        yield
+    except (NetlinkError, NetlinkDecodeError, OSError) as refusal:
+        code = getattr(refusal, "code", None)
+        if gone_is_well and code in (errno.ENOENT, errno.ESRCH, errno.ENODEV):
+            return
+        if present_is_well and code == errno.EEXIST:
+            return
+        words = str(refusal.args[1] if len(refusal.args) > 1 else refusal)
+        raise KernelError(words or type(refusal).__name__) from refusal
 
 
 class Netlink:
     """One route socket. Every method raises KernelError with the kernel's own words."""
 
+    @_refusals()
     def __init__(self) -> None:
         self._ipr = IPRoute()
 
+    @_refusals()
     def close(self) -> None:
         self._ipr.close()
 
+    @_refusals()
     def facts(self, names: frozenset[str], learn: frozenset[str], native_queue: bool) -> Facts:
         """The interfaces of these names that exist.
 
@@ -81,28 +120,35 @@ class Netlink:
                     learned_gateway6=gateway6,
                 )
             )
-        return Facts(tuple(sorted(interfaces, key=lambda one: one.index)), native_queue)
+        return Facts(
+            tuple(sorted(interfaces, key=lambda one: one.index)),
+            native_queue,
+            foreign_routes=tuple(_foreign_routes()),
+        )
 
-    def _addresses(self, family: Family, index: int) -> Iterator[IPv4Interface | IPv6Interface]:
+    def _addresses(self, family: Family, index: int) -> list[IPv4Interface | IPv6Interface]:
+        """In the kernel's order, but of IPv6 those last that nothing new should use as source."""
+        found: list[tuple[int, IPv4Interface | IPv6Interface]] = []
         for message in self._ipr.get_addr(family=_AF[family], index=index):
-            if message["scope"] != _SCOPE_GLOBAL:
-                continue
-            if (message.get_attr("IFA_FLAGS") or message["flags"]) & (_TENTATIVE | _DADFAILED):
+            # Those of the header are only the first eight bits.
+            flags = message.get_attr("IFA_FLAGS") or message["flags"]
+            if message["scope"] != _SCOPE_GLOBAL or flags & (_TENTATIVE | _DADFAILED):
                 continue
             # On point-to-point interfaces IFA_ADDRESS is the peer's and IFA_LOCAL ours.
             text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
             length = message["prefixlen"]
-            yield (
-                IPv4Interface(f"{text}/{length}")
-                if family == 4
-                else IPv6Interface(f"{text}/{length}")
-            )
+            if family == 4:
+                found.append((0, IPv4Interface(f"{text}/{length}")))
+            else:
+                passing = flags & (_DEPRECATED | _TEMPORARY)
+                found.append((passing, IPv6Interface(f"{text}/{length}")))
+        return [address for _, address in sorted(found, key=lambda one: one[0])]
 
     def _default_gateways(self, family: Family) -> dict[int, IPv4Address | IPv6Address]:
         """Interface index -> gateway of main's best default route through it."""
         best: dict[int, tuple[int, IPv4Address | IPv6Address]] = {}
-        for message in self._routes(family, MAIN_TABLE):
-            if message["dst_len"] or message["type"] != _RTN_UNICAST:
+        for message in _default_routes(family, table=MAIN_TABLE):
+            if message["type"] != _RTN_UNICAST:
                 continue
             metric = message.get_attr("RTA_PRIORITY") or 0
             for index, gateway in _nexthops(message):
@@ -110,13 +156,7 @@ class Netlink:
                     best[index] = (metric, ip_address(gateway))
         return {index: gateway for index, (_, gateway) in best.items()}
 
-    def _routes(self, family: Family, table: int) -> list[Any]:
-        return [
-            message
-            for message in self._ipr.get_routes(family=_AF[family], table=table)
-            if (message.get_attr("RTA_TABLE") or message["table"]) == table
-        ]
-
+    @_refusals()
     def gateway_mac(self, gateway: str, index: int) -> str | None:
         """What the neighbour table has for a gateway."""
         family = _AF[4 if ip_address(gateway).version == 4 else 6]
@@ -126,20 +166,19 @@ class Netlink:
                 return found
         return None
 
+    @_refusals(present_is_well=True)
     def ask_neighbour(self, gateway: str, index: int) -> None:
         """Makes the kernel ask for a gateway's MAC address."""
         family = _AF[4 if ip_address(gateway).version == 4 else 6]
-        with _refusals(present_is_well=True):
-            self._ipr.neigh("replace", family=family, dst=gateway, ifindex=index, flags=_NTF_USE)
+        self._ipr.neigh("replace", family=family, dst=gateway, ifindex=index, flags=_NTF_USE)
 
+    @_refusals()
     def routes(self) -> frozenset[Route]:
         """The routes of ours that the kernel holds, whoever put them there."""
         names = self._names()
         found = set()
         for family in FAMILIES:
-            for message in self._ipr.get_routes(family=_AF[family], proto=PROTOCOL):
-                if message["proto"] != PROTOCOL or message["dst_len"]:
-                    continue
+            for message in _default_routes(family, protocol=PROTOCOL):
                 unicast = message["type"] == _RTN_UNICAST
                 index, gateway = next(_nexthops(message), (0, None))
                 found.add(
@@ -158,6 +197,7 @@ class Netlink:
     def _names(self) -> dict[int, str]:
         return {link["index"]: link.get_attr("IFLA_IFNAME") for link in self._ipr.get_links()}
 
+    @_refusals()
     def rules(self) -> frozenset[Rule]:
         """The rules of ours that the kernel holds."""
         return frozenset(
@@ -167,6 +207,7 @@ class Netlink:
             if message.get_attr("FRA_PROTOCOL") == PROTOCOL
         )
 
+    @_refusals()
     def foreign_marks(self) -> list[tuple[int, int, int]]:
         """(priority, mark, mask) of every rule by mark that is not ours."""
         return sorted(
@@ -182,15 +223,17 @@ class Netlink:
             }
         )
 
+    @_refusals()
     def add_route(self, route: Route) -> None:
         """Adds the route, or replaces the one in its place."""
-        with _refusals():
-            self._ipr.route("replace", **self._route_request(route))
+        self._ipr.route("replace", **self._route_request(route))
 
+    @_refusals(gone_is_well=True)
     def delete_route(self, route: Route) -> None:
-        """Deletes the route; one that is gone already is well."""
-        with _refusals(gone_is_well=True):
-            self._ipr.route("del", **self._route_request(route))
+        """Deletes the route; one that is gone already, with its interface or not, is well."""
+        if route.kind == "unicast" and not self._ipr.link_lookup(ifname=route.interface):
+            return
+        self._ipr.route("del", **self._route_request(route))
 
     def _route_request(self, route: Route) -> dict[str, Any]:
         request: dict[str, Any] = {
@@ -214,16 +257,17 @@ class Netlink:
                 request["prefsrc"] = route.source
         return request
 
+    @_refusals(present_is_well=True)
     def add_rule(self, rule: Rule) -> None:
         """Adds the rule; one that is there already is well."""
-        with _refusals(present_is_well=True):
-            self._ipr.rule("add", **_rule_request(rule))
+        self._ipr.rule("add", **_rule_request(rule))
 
+    @_refusals(gone_is_well=True)
     def delete_rule(self, rule: Rule) -> None:
         """Deletes the rule; one that is gone already is well."""
-        with _refusals(gone_is_well=True):
-            self._ipr.rule("del", **_rule_request(rule))
+        self._ipr.rule("del", **_rule_request(rule))
 
+    @_refusals()
     def destination(self, address: str, ask_mark: int) -> Destination:
         """What the exempt step of the packet path finds for an address.
 
@@ -235,13 +279,16 @@ class Netlink:
         try:
             found = self._ipr.route("get", family=_AF[family], dst=address, mark=ask_mark)
         except NetlinkError as refusal:
-            return Destination(_REFUSALS.get(refusal.code, ""), "")
+            if refusal.code not in _REFUSALS:
+                raise
+            return Destination(_REFUSALS[refusal.code], "")
         for message in found:
             kind = _DESTINATIONS.get(message["type"], "")
             index = message.get_attr("RTA_OIF")
-            return Destination(kind, self._names().get(index, "") if kind and index else "")
+            return Destination(kind, _name(index) if kind and index else "")
         return Destination("", "")
 
+    @_refusals()
     def counters(self, names: frozenset[str]) -> dict[str, tuple[int, int]]:
         """Interface name -> bytes received and sent."""
         found = {}
@@ -251,6 +298,66 @@ class Netlink:
             if name in names and stats:
                 found[name] = (stats["rx_bytes"], stats["tx_bytes"])
         return found
+
+
+def _name(index: int) -> str:
+    """One by one: a dump of all interfaces for each of a thousand flows takes seconds."""
+    with suppress(OSError):
+        return socket.if_indextoname(index)
+    return ""
+
+
+def _default_routes(family: Family, table: int = 0, protocol: int = 0) -> Iterator[Any]:
+    """Of the table and the protocol; 0 is any."""
+    for message in _route_messages(family, table, protocol):
+        if message[_PREFIX_LENGTH_AT] == 0:
+            yield _decoded(message)
+
+
+def _foreign_routes() -> Iterator[tuple[int, str]]:
+    """Table and words of what is not ours in our tables: the first of each is told."""
+    for family in FAMILIES:
+        for table in range(LAST_TABLE, table_of(MOST_LINKS) + 1):
+            for message in _route_messages(family, table):
+                if message[_PROTOCOL_AT] != PROTOCOL:
+                    route = _decoded(message)
+                    target = route.get_attr("RTA_DST") or ("0.0.0.0" if family == 4 else "::")
+                    yield table, f"{target}/{route['dst_len']} proto {route['proto']}"
+                    break
+
+
+def _route_messages(family: Family, table: int = 0, protocol: int = 0) -> Iterator[bytes]:
+    """Each route as the kernel wrote it; 0 is any table or protocol.
+
+    The kernel itself leaves out the others: there may be a million, and decoding takes its time.
+    """
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as asking:
+        asking.setsockopt(_SOL_NETLINK, _GET_STRICT_CHK, 1)
+        asking.settimeout(_PATIENCE_S)
+        body = _ROUTE.pack(_AF[family], 0, 0, 0, 0, protocol, 0, 0, 0)
+        if table:
+            body += struct.pack("=HHI", 8, _RTA_TABLE, table)
+        size = _HEADER.size + len(body)
+        asking.send(_HEADER.pack(size, rtnl.RTM_GETROUTE, _REQUEST | _DUMP, 1, 0) + body)
+        while True:
+            data = asking.recv(1 << 18)
+            place = 0
+            while place + _HEADER.size <= len(data):
+                length, kind, *_ = _HEADER.unpack_from(data, place)
+                if kind in (_ERROR, _DONE):
+                    (code,) = struct.unpack_from("=i", data, place + _HEADER.size)
+                    # ENOENT: there is no such table.
+                    if code and -code != errno.ENOENT:
+                        raise OSError(-code, os.strerror(-code))
+                    return
+                yield data[place : place + length]
+                place += (length + 3) & ~3
+
+
+def _decoded(message: bytes) -> Any:
+    decoded = rtmsg(message)
+    decoded.decode()
+    return decoded
 
 
 def _nexthops(message: Any) -> Iterator[tuple[int, str | None]]:
@@ -300,19 +407,6 @@ def _rule_request(rule: Rule) -> dict[str, Any]:
     return request
 
 
-@contextmanager
-def _refusals(gone_is_well: bool = False, present_is_well: bool = False) -> Iterator[None]:
-    """Turns the kernel's refusals into KernelError."""
-    try:
-        yield
-    except NetlinkError as refusal:
-        if gone_is_well and refusal.code in (2, 3, 19):  # ENOENT, ESRCH, ENODEV
-            return
-        if present_is_well and refusal.code == 17:  # EEXIST
-            return
-        raise KernelError(str(refusal.args[1] if len(refusal.args) > 1 else refusal)) from refusal
-
-
 class ChangeListener:
     """Says that something of the machine changed, without saying what: one looks again.
 
@@ -320,26 +414,30 @@ class ChangeListener:
     Changes of foreign, specific routes do not, so that a full BGP table does not keep us busy.
     """
 
-    _GROUPS = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400  # link; IPv4, IPv6: address, route, rule 4
-    _RULE6_GROUP = 19
+    _GROUPS = (
+        rtnl.RTNLGRP_LINK,
+        rtnl.RTNLGRP_IPV4_IFADDR,
+        rtnl.RTNLGRP_IPV4_ROUTE,
+        rtnl.RTNLGRP_IPV4_RULE,
+        rtnl.RTNLGRP_IPV6_IFADDR,
+        rtnl.RTNLGRP_IPV6_ROUTE,
+        rtnl.RTNLGRP_IPV6_RULE,
+    )
     _NFTABLES_GROUP = 7
     _NETLINK_NETFILTER = 12
-    _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
-    _NEWROUTE, _DELROUTE = 24, 25
 
+    @_refusals()
     def __init__(self) -> None:
-        self._route = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
-        self._route.bind((0, self._GROUPS))
-        self._join(self._route, 8)  # IPv4 rules
-        self._join(self._route, self._RULE6_GROUP)
-        self._netfilter = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, self._NETLINK_NETFILTER)
-        self._netfilter.bind((0, 0))
-        self._join(self._netfilter, self._NFTABLES_GROUP)
-        for one in self.sockets:
-            one.setblocking(False)
+        self._route = self._joined(socket.NETLINK_ROUTE, *self._GROUPS)
+        self._netfilter = self._joined(self._NETLINK_NETFILTER, self._NFTABLES_GROUP)
 
-    def _join(self, one: socket.socket, group: int) -> None:
-        one.setsockopt(self._SOL_NETLINK, self._ADD_MEMBERSHIP, group)
+    def _joined(self, protocol: int, *groups: int) -> socket.socket:
+        one = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
+        one.setblocking(False)
+        one.bind((0, 0))
+        for group in groups:
+            one.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+        return one
 
     @property
     def sockets(self) -> tuple[socket.socket, socket.socket]:
@@ -363,11 +461,11 @@ class ChangeListener:
             length, kind = struct.unpack_from("=IH", data, place)
             if length < 16:
                 return True
-            if kind not in (self._NEWROUTE, self._DELROUTE):
+            if kind not in (rtnl.RTM_NEWROUTE, rtnl.RTM_DELROUTE):
                 return True
             if place + 24 <= len(data):
-                prefix_length, protocol = data[place + 17], data[place + 21]
-                if prefix_length == 0 or protocol == PROTOCOL:
+                prefix_length = data[place + _PREFIX_LENGTH_AT]
+                if prefix_length == 0 or data[place + _PROTOCOL_AT] == PROTOCOL:
                     return True
             place += (length + 3) & ~3
         return False

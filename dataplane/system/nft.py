@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
@@ -13,8 +12,9 @@ from dataplane.errors import KernelError, MachineError
 
 _CHAIN = re.compile(r"^\tchain (\S+) \{$", re.MULTILINE)
 _SET = re.compile(r"^\tset (\S+) \{$", re.MULTILINE)
-# Their number and place change while rules stay the same.
-_COUNTED = re.compile(r"packets \d+ bytes \d+")
+_COUNTER = re.compile(r"^\tcounter (\S+) \{\n\t\tpackets (\d+) ", re.MULTILINE)
+_OURS = re.compile(rf"^table inet {TABLE} \{{\n.*?^\}}\n", re.MULTILINE | re.DOTALL)
+PATH = "/usr/sbin:/usr/local/sbin:/sbin:/usr/bin:/bin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +28,23 @@ class Table:
 
 def read() -> Table | None:
     """The table as it is, or None when there is none."""
-    done = _nft(["-s", "-t", "list", "table", "inet", TABLE])
-    if done.returncode:
-        if "No such file or directory" in done.stderr:
-            return None
-        raise KernelError(_words(done.stderr))
-    listing = _COUNTED.sub("", done.stdout)
+    listing = _listing("-s")
+    if not listing:
+        return None
     return Table(listing, frozenset(_CHAIN.findall(listing)), frozenset(_SET.findall(listing)))
+
+
+def _listing(*options: str) -> str:
+    """The table without its elements; empty when there is none.
+
+    Cut out of all inet tables: asked for one table, nft fetches the elements of its sets whatever
+    the options are, which takes seconds when they are full.
+    """
+    done = _nft([*options, "-t", "list", "ruleset", "inet"])
+    if done.returncode:
+        raise KernelError(_words(done.stderr))
+    ours = _OURS.search(done.stdout)
+    return ours[0] if ours else ""
 
 
 def read_whole() -> str:
@@ -68,25 +78,30 @@ def knows_queue() -> bool:
 
 
 def counters() -> dict[str, int]:
-    """Counter name -> packets, of the table's named counters."""
-    done = _nft(["-j", "list", "counters", "table", "inet", TABLE])
-    if done.returncode:
+    """Counter name -> packets, of the table's named counters; empty when it cannot be read."""
+    try:
+        return {name: int(packets) for name, packets in _COUNTER.findall(_listing())}
+    except KernelError:
         return {}
-    found: dict[str, int] = {}
-    for item in json.loads(done.stdout).get("nftables", ()):
-        counter = item.get("counter")
-        if counter:
-            found[counter["name"]] = int(counter["packets"])
-    return found
 
 
 def _nft(arguments: list[str], text: str | None = None) -> subprocess.CompletedProcess[str]:
-    command = shutil.which("nft", path="/usr/sbin:/usr/local/sbin:/sbin:/usr/bin:/bin")
+    command = shutil.which("nft", path=PATH)
     if command is None:
         raise MachineError("the nft command is missing; install the package nftables")
-    return subprocess.run(
-        [command, *arguments], input=text, capture_output=True, text=True, check=False
-    )
+    try:
+        return subprocess.run(
+            [command, *arguments],
+            input=text,
+            capture_output=True,
+            encoding="utf-8",
+            # Others' tables are listed too, and their comments may be anything.
+            errors="replace",
+            check=False,
+            env={"PATH": PATH, "LC_ALL": "C"},
+        )
+    except OSError as refusal:
+        raise MachineError(f"{command}: {refusal.strerror or refusal}") from refusal
 
 
 def _words(stderr: str) -> str:

@@ -14,7 +14,10 @@ from pathlib import Path
 
 import msgspec
 
+from dataplane.decide.slots import SlotTable
 from dataplane.errors import MachineError
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class State(msgspec.Struct, frozen=True):
@@ -22,7 +25,8 @@ class State(msgspec.Struct, frozen=True):
 
     `ids`: link name -> number; `home_links` and `home_slots`: the running home table; `sysctls`:
     key -> value before the first change; `listing`: digest of the table's listing after it was
-    loaded; `mangle_before`: what was there of iptables' mangle tables.
+    loaded; `mangle_before`: what was there of iptables' mangle tables; `boot`: the boot of the
+    machine that the last three are about, as the kernel names it.
     """
 
     ids: dict[str, int] = {}
@@ -31,15 +35,16 @@ class State(msgspec.Struct, frozen=True):
     sysctls: dict[str, str] = {}
     listing: str = ""
     mangle_before: tuple[str, ...] = ()
+    boot: str = ""
 
 
 def _sound(state: State) -> State:
     """The same; ValueError if no daemon of ours can have written it."""
-    links = len(state.home_links)
-    if len(state.home_slots) != (65536 if links else 0) or any(
-        slot >= links for slot in set(state.home_slots)
-    ):
-        raise ValueError("home_slots is no table of home_links")
+    if state.home_links or state.home_slots:
+        try:
+            SlotTable(state.home_links, state.home_slots)
+        except ValueError as fault:
+            raise ValueError(f"home_links and home_slots: {fault}") from fault
     numbers = list(state.ids.values())
     if len(set(numbers)) != len(numbers) or not all(1 <= number <= 255 for number in numbers):
         raise ValueError("ids are not numbers of their own from 1 to 255")
@@ -47,6 +52,14 @@ def _sound(state: State) -> State:
         if not key.startswith(("net/ipv4/", "net/ipv6/")) or ".." in key.split("/"):
             raise ValueError(f"sysctls: {key!r} is no setting of ours")
     return state
+
+
+def _boot() -> str:
+    """The kernel's name for this boot; empty if it does not say."""
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return ""
 
 
 class StateDirectory:
@@ -101,18 +114,27 @@ class StateDirectory:
         return None
 
     def load(self) -> State:
-        """What is stored; an empty State when there is nothing or it cannot be read as ours."""
+        """What is stored; an empty State when there is nothing.
+
+        After a boot, what was true of the machine before it is left out. MachineError if the file
+        cannot be read, or is none that we can have written.
+        """
         try:
             data = (self.path / "state.json").read_bytes()
-            return _sound(msgspec.json.decode(data, type=State))
+            state = _sound(msgspec.json.decode(data, type=State))
         except FileNotFoundError:
             return State()
         except (OSError, ValueError, RecursionError) as fault:
             raise MachineError(
                 f"{self.path / 'state.json'} cannot be read ({fault}); remove it to start afresh"
             ) from fault
+        if state.boot == _boot():
+            return state
+        return State(ids=state.ids, home_links=state.home_links, home_slots=state.home_slots)
 
     def store(self, state: State) -> None:
+        """Puts the state in the place of what was stored, with this boot's name."""
+        state = msgspec.structs.replace(state, boot=_boot())
         self._write("state.json", msgspec.json.format(msgspec.json.encode(state), indent=1))
 
     def key(self, configured: int | Path | None) -> int:
@@ -140,6 +162,13 @@ class StateDirectory:
         if len(text) != 16 or not all(digit in "0123456789abcdefABCDEF" for digit in text):
             raise MachineError(f"key: {path}: expected 16 hex digits")
         return int(text, 16)
+
+    def put_back(self, state: State) -> None:
+        """Stores what was loaded before, or removes the file if there was nothing."""
+        if state == State():
+            self.remove()
+        else:
+            self.store(state)
 
     def remove(self) -> None:
         """Forgets what was stored, but for the key: decisions stay the same at the next start."""

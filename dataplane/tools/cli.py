@@ -147,12 +147,8 @@ def _socket(path: Path) -> Path:
 def _read_or_plain(path: Path) -> Config:
     """The file, or, where the default one does not exist, what a file that says nothing means."""
     if path == DEFAULT_FILE and not path.exists():
-        return _plain()
+        return Config(lan=(), links=(), balance=Group("default", ()))
     return _read(path)
-
-
-def _plain() -> Config:
-    return Config(lan=(), links=(), balance=Group("default", ()))
 
 
 def _print_json(value: Any) -> None:
@@ -203,13 +199,7 @@ def _run(chosen: argparse.Namespace) -> int:
 def _down(chosen: argparse.Namespace) -> int:
     from dataplane.daemon.remove import remove
 
-    try:
-        config = _read_or_plain(chosen.config)
-    except ConfigError as faulty:
-        # Removal must not wait until a file is mended.
-        config = _plain()
-        print(f"evenlink: {faulty}", file=sys.stderr)
-        print("evenlink: the file is left aside: default directories", file=sys.stderr)
+    config = _read_or_plain(chosen.config)
     done = remove(config.state_dir, config.control_socket)
     for line in done or ["there was nothing of ours"]:
         print(line)

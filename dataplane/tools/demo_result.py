@@ -31,6 +31,8 @@ class LinkResult:
 class DemoResult:
     """The whole demo. Rates in bit/s; `carried_*` count Ethernet bytes, goodput answers' bytes.
 
+    `connections` are those with all links; opened and failed ones, with one link alone too, where
+    a failure would make the gain look better.
     `rates` holds for each link (seconds since the demo began, bit/s) for the picture, `phases`
     the title, start and end of each load. `notes` are examples of what went wrong.
     """
@@ -39,6 +41,7 @@ class DemoResult:
     connections: int
     pairs: int
     pairs_split: int
+    connections_opened: int
     connections_failed: int
     carried_bps: float
     carried_one_link_bps: float
@@ -83,6 +86,7 @@ class DemoResult:
             "connections": self.connections,
             "pairs": self.pairs,
             "pairs_split": self.pairs_split,
+            "connections_opened": self.connections_opened,
             "connections_failed": self.connections_failed,
             "carried_bps": round(self.carried_bps),
             "carried_one_link_bps": round(self.carried_one_link_bps),
@@ -118,7 +122,8 @@ class DemoResult:
             (self.pairs_split == 0, f"{self.pairs_split} of {self.pairs} address pairs were split"),
             (
                 self.connections_failed == 0,
-                f"{self.connections_failed} of {self.connections} connections failed",
+                f"{self.connections_failed} of {self.connections_opened} connections failed, "
+                f"those of {self.one_link} alone among them",
             ),
             (
                 self.mispredicted == 0,

@@ -1,5 +1,5 @@
-"""Hostile packets, netlink messages and program blocks, under the address and undefined-behaviour
-sanitizers. FUZZ_ROUNDS says for how long."""
+"""Hostile packets, netlink messages and program blocks, and the queue worker's threads, under the
+sanitizers. FUZZ_ROUNDS says for how long the hostile bytes come."""
 
 from __future__ import annotations
 
@@ -21,24 +21,29 @@ ROUNDS = int(os.environ.get("FUZZ_ROUNDS", "60000"))
 MARKS = Marks()
 
 
-@pytest.fixture(scope="module")
-def harness(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(name: str, sanitizers: str, directory: Path) -> Path:
+    """The C program of that name; a skip where the compiler, or the machine, has no sanitizers."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler")
-    made = tmp_path_factory.mktemp("fuzz") / "harness"
-    flags = ["-O1", "-g", "-std=gnu11", "-Wall", "-Wextra", "-fno-sanitize-recover=all"]
-    command = [compiler, *flags, "-fsanitize=address,undefined", f"-I{CEXT}"]
+    made = directory / name
+    flags = ["-O1", "-g", "-std=gnu11", "-Wall", "-Wextra", "-fno-sanitize-recover=all", "-pthread"]
+    command = [compiler, *flags, f"-fsanitize={sanitizers}", f"-I{CEXT}", "-o", str(made)]
     probe = subprocess.run(
-        [compiler, "-fsanitize=address,undefined", "-x", "c", "-", "-o", str(made)],
+        [*command, "-x", "c", "-"],
         input="int main(void) { return 0; }",
         capture_output=True,
         text=True,
     )
-    if probe.returncode:
-        pytest.skip("the C compiler has no sanitizers")
-    subprocess.run([*command, str(HERE / "harness.c"), "-o", str(made)], check=True)
+    if probe.returncode or subprocess.run([made], capture_output=True).returncode:
+        pytest.skip(f"no program with -fsanitize={sanitizers} runs here")
+    subprocess.run([*command, str(HERE / f"{name}.c")], check=True)
     return made
+
+
+@pytest.fixture(scope="module")
+def harness(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built("harness", "address,undefined", tmp_path_factory.mktemp("fuzz"))
 
 
 def blocks() -> dict[str, bytes]:
@@ -67,4 +72,16 @@ def test_hostile_bytes(harness: Path, tmp_path: Path, kind: str, seed: int) -> N
     done = subprocess.run(
         [harness, str(ROUNDS), str(seed), block], capture_output=True, text=True, timeout=3600
     )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
+def test_passed_is_said_at_a_boundary_and_not_before(sanitizers: str, tmp_path: Path) -> None:
+    program = built("boundary", sanitizers, tmp_path)
+    names = []
+    for decision in (1, 2):
+        rule = ProgramRule("r", decision=decision)
+        names.append(tmp_path / f"decides {decision}")
+        names[-1].write_bytes(compile_program(marks=MARKS, key=1, rules=[rule]))
+    done = subprocess.run([program, *names], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

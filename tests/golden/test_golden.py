@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from dataplane.daemon.apply import LoadTable, Observed, difference
+from dataplane.daemon.apply import Observed, difference
+from dataplane.daemon.steps import LoadTable
 from tests.golden.cases import CASES, Case, plan_of, two
 
 HERE = Path(__file__).parent

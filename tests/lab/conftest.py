@@ -11,6 +11,7 @@ import pytest
 from dataplane.lab import Lab, Topology, UnavailableError, uplinks
 
 MakeLab = Callable[[Topology], Lab]
+TWO_LINKS = uplinks(10_000_000, 20_000_000, shaped=False)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -33,7 +34,17 @@ def make_lab() -> Iterator[MakeLab]:
         yield make
 
 
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    """The lab of `two_links`, one for a whole file."""
+    try:
+        with Lab(TWO_LINKS) as built:
+            yield built
+    except UnavailableError as lacking:
+        pytest.skip(str(lacking))
+
+
 @pytest.fixture
 def two_links(make_lab: MakeLab) -> Lab:
     """isp-a and isp-b, 10 and 20 Mbit in the file, not shaped; IPv4 and IPv6."""
-    return make_lab(uplinks(10_000_000, 20_000_000, shaped=False))
+    return make_lab(TWO_LINKS)

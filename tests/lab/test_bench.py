@@ -1,4 +1,4 @@
-"""The benchmarks run and say what contract.md promises; how fast is not asserted."""
+"""The benchmarks run and say what each rival did; how fast is not asserted."""
 
 from __future__ import annotations
 
@@ -11,14 +11,19 @@ from pathlib import Path
 
 import pytest
 
+from dataplane.lab.namespaces import environment
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.skipif(shutil.which("ethtool") is None, reason="no ethtool")
+@pytest.mark.skipif(
+    shutil.which("ethtool", path=environment()["PATH"]) is None, reason="no ethtool"
+)
 @pytest.mark.skipif(os.geteuid() != 0, reason="no root: makes network namespaces")
-def test_queue() -> None:
+def test_queue(tmp_path: Path) -> None:
+    options = ["--json", "--runs", "1", "--seconds", "0.1", "--out", str(tmp_path / "results")]
     done = subprocess.run(
-        [sys.executable, "-m", "bench", "queue", "--json", "--runs", "1", "--seconds", "0.1"],
+        [sys.executable, "-m", "bench", "queue", *options],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -26,6 +31,7 @@ def test_queue() -> None:
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
+    assert json.loads((tmp_path / "results/queue.json").read_text()) == result
     assert result.keys() == {"rows", "ratios", "machine"}
     rows = {row["name"]: row for row in result["rows"]}
     assert rows.keys() == {"evenlink", "callback", "netfilterqueue-python", "forward"}

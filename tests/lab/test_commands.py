@@ -8,22 +8,12 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
 
 import pytest
 
 from dataplane import __version__
-from dataplane.lab import Daemon, Lab, UnavailableError, uplinks
+from dataplane.lab import Daemon, Lab
 from tests.lab.machine import COMMAND, check_refusal, held, under
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    try:
-        with Lab(uplinks(10_000_000, 20_000_000, shaped=False)) as built:
-            yield built
-    except UnavailableError as lacking:
-        pytest.skip(str(lacking))
 
 
 @pytest.fixture(scope="module")

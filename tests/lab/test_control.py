@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from dataplane.lab import Daemon, Lab, UnavailableError, uplinks
+from dataplane.lab import Daemon, Lab
 from tests.lab.machine import check_refusal, under
 
 PATIENCE_S = 20
@@ -54,15 +54,6 @@ NOT_FLOWS = [
     ["1" * 5000, "203.0.113.1"],
     ["\u0661\u0660.1.1.1", "203.0.113.1"],
 ]
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    try:
-        with Lab(uplinks(10_000_000, 20_000_000, shaped=False)) as built:
-            yield built
-    except UnavailableError as lacking:
-        pytest.skip(str(lacking))
 
 
 @pytest.fixture(scope="module")

@@ -36,6 +36,7 @@ def test_demo_reaches_what_it_promises(options: tuple[str, ...], tmp_path: Path)
     found = json.loads(done.stdout)
     assert found["pairs"] >= 60
     assert found["connections"] == 2 * found["pairs"]
+    assert found["connections_opened"] == 2 * found["connections"]
     for reach in ("pairs_split", "connections_failed", "mispredicted", "wrong_source_packets"):
         assert found[reach] == 0
     assert found["carried_bps"] >= 0.97 * found["capacity_sum_bps"]

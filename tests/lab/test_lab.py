@@ -98,6 +98,14 @@ def test_every_layout_passes_traffic_over_each_link(make_lab: MakeLab, layout) -
                 assert ping(lab, family, network.name), (chosen.name, family, network.name)
 
 
+def test_a_shell_without_sbin_will_do(make_lab: MakeLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a plain `su`: what the lab is built with is found nonetheless."""
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    lab = make_lab(uplinks(10_000_000, shaped=True))
+    for tool in ("ethtool", "nft", "tc"):
+        assert lab.router.run(tool, "--version" if tool != "tc" else "-V").stdout
+
+
 def test_fresh_router_forwards_nothing(two_links: Lab) -> None:
     assert not ping(two_links, 4)
     assert two_links.router.run("ip", "route", "show", "default").stdout == ""

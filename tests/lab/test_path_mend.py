@@ -6,11 +6,9 @@ client ── router ─┬─ isp-a ─┬─ server
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
-from dataplane.lab import Daemon, Lab, uplinks
+from dataplane.lab import Daemon, Lab
 from tests.lab.talk import call, eventually, link_of, queued, rightful_sources, status
 
 # What others do, by name: commands of a shell on the router.
@@ -50,12 +48,6 @@ ip -4 rule; ip -6 rule; for table in 7000 7001 7002; do
 ip -4 route show table $table; ip -6 route show table $table; done
 nft -s -t list table inet evenlink; iptables -t mangle -S; ip6tables -t mangle -S
 """
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab(uplinks(10_000_000, 20_000_000, shaped=False)) as built:
-        yield built
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from dataplane.config.load import read_file
+from dataplane.daemon.answers import Answers
 from dataplane.daemon.router import Router
 from dataplane.lab import Lab
 
@@ -38,8 +39,7 @@ def ping(lab: Lab) -> bool:
 
 
 def test_a_dead_worker_is_replaced(two_links: Lab, router: Router) -> None:
-    engine = router._engine
-    assert engine is not None
+    answers, engine = Answers(router), router.engine
     descriptor = engine._workers[0].fileno()  # type: ignore[attr-defined]
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, descriptor)
@@ -49,14 +49,14 @@ def test_a_dead_worker_is_replaced(two_links: Lab, router: Router) -> None:
     while engine.alive():
         assert time.monotonic() < deadline, "the worker lives without its socket"
         time.sleep(0.01)
-    assert any("worker" in fault for fault in router.status()["faults"])
+    assert any("worker" in fault for fault in answers.status()["faults"])
     assert ping(two_links)
-    assert router.status()["queue"]["fallback"] == 1
+    assert answers.status()["queue"]["fallback"] == 1
 
     router.refresh()
 
-    assert router.status()["faults"] == []
+    assert answers.status()["faults"] == []
     two_links.router.run("conntrack", "-F")
     assert ping(two_links)
-    assert router.status()["queue"]["packets"] == 1
-    assert router.status()["queue"]["fallback"] == 1
+    assert answers.status()["queue"]["packets"] == 1
+    assert answers.status()["queue"]["fallback"] == 1

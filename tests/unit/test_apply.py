@@ -7,7 +7,8 @@ from typing import cast
 
 import pytest
 
-from dataplane.daemon.apply import (
+from dataplane.daemon.apply import Observed, difference, digest_of, perform, removal
+from dataplane.daemon.steps import (
     AddQueueRule,
     AddRule,
     DeleteQueueRule,
@@ -15,13 +16,9 @@ from dataplane.daemon.apply import (
     DeleteRule,
     DeleteTable,
     LoadTable,
-    Observed,
     PutRoute,
     SetSysctl,
     Step,
-    difference,
-    perform,
-    removal,
 )
 from dataplane.decide.plan import Plan, QueueRule, Route, Rule
 from dataplane.decide.ruleset import digest_chain
@@ -35,8 +32,7 @@ NOTHING = Observed(frozenset(), frozenset(), frozenset(), None, {})
 
 @pytest.fixture(autouse=True)
 def _no_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Undoing a load needs the table's text, and removal the settings: neither is asked for."""
-    monkeypatch.setattr(nft, "read_whole", lambda: "the table as it was")
+    """Removal needs the settings: the machine's own are not asked for."""
     monkeypatch.setattr(sysctl, "read", lambda key: "1")
 
 
@@ -59,7 +55,7 @@ def kinds(steps: list[Step]) -> list[type]:
 def test_nothing_to_do_when_they_agree(name: str) -> None:
     plan = plan_of(CASES[name].text, CASES[name].facts)
     seen = as_planned(plan)
-    assert difference(seen, plan, seen.listing) == []
+    assert difference(seen, plan, digest_of(seen.table)) == []
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -107,7 +103,7 @@ def test_a_removed_links_routes_go_before_its_translation() -> None:
     """The new table does not translate for it any more."""
     three = plan_of(two(end=THIRD), with_interface(interface("wwan0", 4, "198.18.3.2/24")))
     seen = as_planned(three)
-    steps = difference(seen, plan_of(two()), seen.listing)
+    steps = difference(seen, plan_of(two()), digest_of(seen.table))
     order = kinds(steps)
     deleted = {
         number: step.change.route
@@ -124,7 +120,9 @@ def test_a_route_in_the_same_place_is_replaced_not_deleted() -> None:
     seen = as_planned(plan)
     mine = min(route for route in plan.routes if route.kind == "unicast" and route.table == 7001)
     other = replace(mine, gateway="192.0.2.9")
-    steps = difference(replace(seen, routes=seen.routes - {mine} | {other}), plan, seen.listing)
+    steps = difference(
+        replace(seen, routes=seen.routes - {mine} | {other}), plan, digest_of(seen.table)
+    )
     assert [(step.change, step.undo) for step in steps] == [(PutRoute(mine), PutRoute(other))]
 
 
@@ -133,7 +131,7 @@ def test_a_changed_table_is_loaded_again() -> None:
     seen = as_planned(plan)
     assert kinds(difference(seen, plan, "another listing's digest")) == [LoadTable]
     another = replace(seen, table=nft.Table("listing", frozenset({"plan_0"}), frozenset()))
-    assert kinds(difference(another, plan, another.listing)) == [LoadTable]
+    assert kinds(difference(another, plan, digest_of(another.table))) == [LoadTable]
 
 
 def test_accept_ra_is_changed_only_where_the_kernel_listens() -> None:
@@ -141,14 +139,14 @@ def test_accept_ra_is_changed_only_where_the_kernel_listens() -> None:
     for now, wanted in (("0", []), ("2", []), ("1", ["2"])):
         settings = {one.key: now if "accept_ra" in one.key else one.value for one in plan.sysctls}
         seen = replace(as_planned(plan), sysctls=settings)
-        steps = difference(seen, plan, seen.listing)
+        steps = difference(seen, plan, digest_of(seen.table))
         assert [cast(SetSysctl, step.change).value for step in steps] == wanted * 2
 
 
 def test_settings_that_do_not_exist_are_left_out() -> None:
     plan = plan_of(two())
     seen = replace(as_planned(plan), sysctls={one.key: None for one in plan.sysctls})
-    assert difference(seen, plan, seen.listing) == []
+    assert difference(seen, plan, digest_of(seen.table)) == []
 
 
 def test_removal_takes_all_and_the_table_last() -> None:

@@ -123,6 +123,53 @@ def test_what_others_put_on_the_path(tmp_path: Path) -> None:
         ControlServer(path, "nosuchgroup", echo).bind()
 
 
+def test_a_path_on_which_somebody_answers(tmp_path: Path) -> None:
+    """Another namespace's daemon, say: from the moment it has bound, it is not robbed."""
+    path = tmp_path / "sock"
+
+    def rob() -> None:
+        with pytest.raises(MachineError, match=f"control_socket {path}: another daemon listens"):
+            ControlServer(path, None, echo).bind()
+
+    first = ControlServer(path, None, echo)
+    first.bind()
+    rob()
+    asyncio.run(first.close())
+    assert not path.exists()
+
+    def talk() -> Any:
+        rob()
+        return control.ask(path, Status())
+
+    assert during(path, echo, talk) == "Status()"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as busy:
+        busy.bind(str(path))
+        busy.listen(0)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
+            caller.connect(str(path))
+            rob()
+    path.unlink()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.bind(str(path))
+        with pytest.raises(MachineError, match="wrong type"):
+            ControlServer(path, None, echo).bind()
+
+
+def test_another_socket_on_the_path_is_not_removed(tmp_path: Path) -> None:
+    path = tmp_path / "sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+
+        def replace() -> None:
+            path.unlink()
+            other.bind(str(path))
+
+        during(path, echo, replace)
+        assert path.is_socket()
+        path.unlink()
+        during(path, echo, path.unlink)
+        assert not path.exists()
+
+
 def test_mode_is_never_wider_than_it_ends(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "sock"
     before = os.umask(0)

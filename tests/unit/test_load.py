@@ -292,6 +292,8 @@ def test_one_fault(lines: str, line: int, key: str, message: str) -> None:
          "expected none of the bits of 0xca6c, the mark that is exempt unless exempt_marks says "
          "otherwise, got 0x3f00"),
         ("exempt_marks = 3", 1, "exempt_marks", "expected a list of marks, got 3"),
+        (f"exempt_marks = {[1, *range(1, 92)]}", 1, "exempt_marks",
+         "expected at most 90 marks, got 91"),
         ("key = 12", 1, "key",
          "expected 16 hexadecimal digits in quotes or the absolute path of a file, got 12"),
         ("state_dir = 'x'", 1, "state_dir", 'expected an absolute path, got "x"'),

@@ -17,7 +17,7 @@ from dataplane.decide.plan import (
     UNREACHABLE_METRIC,
     Plan,
 )
-from dataplane.decide.ruleset import digest_chain, render
+from dataplane.decide.ruleset import digest_chain, render, slots_chain
 from dataplane.decide.wish import make_wish
 from tests.golden.cases import (
     CASES,
@@ -194,12 +194,12 @@ def test_shares_in_the_fallback_are_the_slots() -> None:
 
 def test_rendering_again_deletes_only_what_is_stale() -> None:
     made = plan_of(two())
-    there = {"mark_9", "leave_1", digest_chain(made)}
+    there = {"mark_9", "leave_1", digest_chain(made), slots_chain(made)}
     text = render(made, there, {"pairs4_1", "pairs4_9"})
     assert "delete chain inet evenlink mark_9" in text
     assert "delete chain inet evenlink leave_1" not in text
     assert "delete set inet evenlink pairs4_9" in text
-    assert "flush set" not in text, "the same plan keeps the remembered pairs"
+    assert "flush set" not in text, "the same slots keep the remembered pairs"
     other = render(made, {"plan_0123456789abcdef"}, {"pairs4_1"})
     assert "flush set inet evenlink pairs4_1" in other
     assert "delete chain inet evenlink plan_0123456789abcdef" in other

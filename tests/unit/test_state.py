@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from dataplane.errors import MachineError
@@ -21,6 +22,8 @@ FULL = State(
     listing="ab" * 32,
     mangle_before=("4", "4 OUTPUT"),
 )
+
+BOOT = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 @pytest.fixture
@@ -38,7 +41,7 @@ def test_nothing_is_an_empty_state(directory: StateDirectory) -> None:
 def test_what_is_stored_is_loaded(directory: StateDirectory) -> None:
     directory.lock()
     directory.store(FULL)
-    assert directory.load() == FULL
+    assert directory.load() == msgspec.structs.replace(FULL, boot=BOOT)
     assert directory.path.stat().st_mode & 0o777 == 0o700
     assert (directory.path / "state.json").stat().st_mode & 0o777 == 0o600
     assert sorted(os.listdir(directory.path)) == ["lock", "state.json"]
@@ -46,6 +49,20 @@ def test_what_is_stored_is_loaded(directory: StateDirectory) -> None:
     directory.remove()
     assert directory.load() == State()
     directory.unlock()
+
+
+@pytest.mark.parametrize("boot", ["", "90d4a0f0-0000-4000-8000-000000000000"])
+def test_after_a_boot_what_was_seen_before_is_left_out(
+    directory: StateDirectory, boot: str
+) -> None:
+    """The old boot's settings are nobody's originals; numbers and slots stay for ever."""
+    directory.store(FULL)
+    file = directory.path / "state.json"
+    file.write_text(file.read_text().replace(BOOT, boot))
+    kept = State(ids=FULL.ids, home_links=FULL.home_links, home_slots=FULL.home_slots)
+    assert directory.load() == kept
+    directory.store(msgspec.structs.replace(FULL, boot=boot))
+    assert directory.load().sysctls == FULL.sysctls
 
 
 @pytest.mark.parametrize(
@@ -84,6 +101,9 @@ def test_a_slot_of_no_link_is_refused(directory: StateDirectory) -> None:
     directory.lock()
     directory.store(State(home_links=("a",), home_slots=bytes(65535) + b"\1"))
     with pytest.raises(MachineError, match="home_slots"):
+        directory.load()
+    directory.store(State(home_links=("b", "a"), home_slots=bytes(65536)))
+    with pytest.raises(MachineError, match="home_slots: expected links sorted by name"):
         directory.load()
     directory.unlock()
 
@@ -171,5 +191,5 @@ def test_a_directory_that_somebody_deleted_is_made_again(directory: StateDirecto
     directory.lock()
     shutil.rmtree(directory.path)
     directory.store(FULL)
-    assert directory.load() == FULL
+    assert directory.load().ids == FULL.ids
     directory.unlock()

@@ -1,0 +1,58 @@
+"""Answers to `status` and `explain`, on a thread of their own.
+
+Whoever asks much waits for himself: following links and mending go on beside it. Only values that
+the router replaces whole are read here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dataplane.daemon.report import status_report
+from dataplane.daemon.router import Router
+from dataplane.decide.explain import Situation, explain, parse_flow
+from dataplane.errors import UsageError
+from dataplane.system.netlink import Netlink
+
+
+class Answers:
+    """Answers for one router. All calls come from one thread, which is not the router's."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self._netlink: Netlink | None = None
+
+    def status(self) -> dict[str, Any]:
+        """The answer of `evenlink status`."""
+        router = self._router
+        return status_report(
+            router.wish,
+            {name: one.since for name, one in router.history.items()},
+            router.engine,
+            router.rates,
+            router.mended,
+        )
+
+    def explain(self, flows: list[list[str]], dead: list[str]) -> list[dict[str, Any]]:
+        """The decisions for these flows, as it is now or as if these links were dead."""
+        wish = self._router.wish
+        for name in dead:
+            if name not in wish.ids:
+                raise UsageError(f"--dead: there is no link {name!r}; {', '.join(wish.ids)}")
+        if self._netlink is None:
+            self._netlink = Netlink()
+        situation = Situation.of(wish.without(dead))
+        ask = situation.marks.mark(situation.marks.ask)
+        answers = []
+        for words in flows:
+            try:
+                flow = parse_flow(words)
+            except ValueError as fault:
+                raise UsageError(f"explain: {' '.join(words)}: {fault}") from fault
+            destination = self._netlink.destination(str(flow.destination), ask)
+            answers.append(explain(situation, flow, destination).as_dict())
+        return answers
+
+    def close(self) -> None:
+        if self._netlink:
+            self._netlink.close()
