@@ -19,7 +19,7 @@ from dataplane.daemon.answers import Answers
 from dataplane.daemon.control import ControlServer, Explain, Reload, Request, Status, Stop
 from dataplane.daemon.router import Router
 from dataplane.errors import DaemonError, Error
-from dataplane.system.netlink import ChangeListener
+from dataplane.system.changes import ChangeListener
 
 log = logging.getLogger("evenlink")
 

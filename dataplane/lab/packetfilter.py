@@ -65,7 +65,8 @@ def build(rightful: Iterable[IPv4Network | IPv6Network]) -> bytes:
 
 def _sources4(rightful: Sequence[IPv4Network]) -> list[_Instruction]:
     program = [_Instruction(_LOAD_WORD, _ETHERNET + 12, label="ipv4")]
-    for prefix in rightful:
+    # Who has no address yet says 0.0.0.0, as IGMP does when an interface comes up.
+    for prefix in (*rightful, IPv4Network("0.0.0.0/32")):
         program += [
             _Instruction(_LOAD_WORD, _ETHERNET + 12),
             _Instruction(_AND, int(prefix.netmask)),

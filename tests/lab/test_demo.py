@@ -61,8 +61,11 @@ def test_interrupted_demo_leaves_nothing(sent: signal.Signals) -> None:
         assert demo.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    demo.send_signal(sent)
-    out, _ = demo.communicate(timeout=60)
+    try:
+        demo.send_signal(sent)
+        out, _ = demo.communicate(timeout=60)
+    finally:
+        demo.kill()
     assert demo.returncode == 130
     assert out == b""
     assert traces() == []

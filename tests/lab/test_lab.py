@@ -202,7 +202,10 @@ def test_leftovers_of_a_killed_maker_are_swept() -> None:
 
 def test_interrupted_maker_leaves_nothing() -> None:
     process, name, directory = maker()
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    try:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    finally:
+        process.kill()
     assert not Path("/run/netns", name).exists()
     assert not directory.exists()

@@ -22,7 +22,8 @@ from dataplane.decide.ruleset import render
 from dataplane.errors import KernelError, MachineError
 from dataplane.lab import Lab, Namespace, namespaces, uplinks
 from dataplane.system import conntrack, iptables, netlink, nft
-from dataplane.system.netlink import ChangeListener, Netlink
+from dataplane.system.changes import ChangeListener
+from dataplane.system.netlink import Netlink
 from tests.golden.cases import CASES, plan_of
 from tests.lab.conftest import MakeLab
 from tests.lab.machine import check_refusal, under
