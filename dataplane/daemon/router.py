@@ -27,6 +27,7 @@ from dataplane.daemon.report import RateMeter
 from dataplane.daemon.steps import Step
 from dataplane.decide.facts import FAMILIES, Facts, Family
 from dataplane.decide.fit import misfits
+from dataplane.decide.slots import SLOTS, moved
 from dataplane.decide.wish import Wish, make_wish
 from dataplane.errors import Error, MachineError
 from dataplane.hotpath import Program
@@ -208,6 +209,7 @@ class Router:
                 with contextlib.suppress(Error):  # else the next look tries again
                     self._replace_engine(old)
                 raise
+        log.info("%d of %d slots move to another link", moved(old.home, wish.home), SLOTS)
         self._forget()
 
     def stop(self, undo: bool) -> None:

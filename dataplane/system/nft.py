@@ -47,12 +47,6 @@ def _listing(*options: str) -> str:
     return ours[0] if ours else ""
 
 
-def read_whole() -> str:
-    """The table with its elements, as text that nft takes back; empty when there is none."""
-    done = _nft(["list", "table", "inet", TABLE])
-    return "" if done.returncode else done.stdout
-
-
 def load(text: str) -> None:
     """Runs nft commands in one transaction: all of them, or none."""
     done = _nft(["-f", "-"], text)
