@@ -79,7 +79,9 @@ class Talk:
         with namespace.inside():
             made = self._stack.enter_context(socket.socket(family, kind))
         made.settimeout(patience_s)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if self._tcp:
+            # Not for UDP: there the kernel would give two sockets the same free port.
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         return made
 
     def _accepted(self) -> socket.socket:
