@@ -3,7 +3,7 @@
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-HEADERS = ["flowhash.h", "loader.h", "nfnetlink.h", "nfqueue.h", "packet.h", "program.h"]
+HEADERS = ["batch.h", "flowhash.h", "loader.h", "nfnetlink.h", "nfqueue.h", "packet.h", "program.h"]
 
 setup(
     ext_modules=cythonize(

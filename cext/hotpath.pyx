@@ -71,9 +71,6 @@ cdef extern from "nfqueue.h" nogil:
                           decision *decision)
     reason program_classify(const program *program, const uint8_t *at, const uint8_t *end,
                             uint32_t mark, decision *decision)
-    uint64_t program_classify_batch(const program *program, const uint8_t *buffer,
-                                    const void *offsets, bint wide, uint64_t count,
-                                    uint32_t *marks, tally *tally)
     void tally_add(tally *tally, reason why, const decision *decision)
     queue_worker *queue_worker_open(int fd, uint16_t number, uint32_t length, uint32_t copy_bytes,
                                     uint32_t spin_us)
@@ -89,6 +86,17 @@ cdef extern from "nfqueue.h" nogil:
     int queue_set_length(int fd, uint16_t number, uint32_t length)
     int queue_set_buffer(int fd, int bytes)
     uint64_t queue_refused(int fd)
+
+cdef extern from "batch.h" nogil:
+    struct batch:
+        const uint8_t *buffer
+        const void *offsets
+        bint wide
+        uint64_t count
+        uint32_t *marks
+
+    bint batch_is_legal(const batch *packets, uint64_t size)
+    uint64_t batch_classify(const program *program, const batch *packets, tally *tally)
 
 cdef extern from "loader.h" nogil:
     enum:
@@ -248,30 +256,30 @@ cdef class Classifier:
         cdef Program program = self.program  # kept while the GIL is given away
         cdef const uint32_t[::1] narrow
         cdef const uint64_t[::1] wide
-        cdef const void *first = NULL
-        cdef uint64_t count, decided = 0
-        cdef bint is_wide = memoryview(offsets).itemsize == 8
-        if is_wide:
+        cdef batch packets
+        cdef uint64_t count, decided
+        packets.wide = memoryview(offsets).itemsize == 8
+        if packets.wide:
             wide = offsets
             count = wide.shape[0]
-            first = &wide[0] if count else NULL
+            packets.offsets = &wide[0] if count else NULL
         else:
             narrow = offsets
             count = narrow.shape[0]
-            first = &narrow[0] if count else NULL
+            packets.offsets = &narrow[0] if count else NULL
         if count == 0 or <uint64_t>marks.shape[0] != count - 1:
             raise ValueError(
                 f"{count} offsets and {marks.shape[0]} marks: one offset more than marks is needed"
             )
-        count -= 1
+        packets.count = count - 1
+        packets.marks = &marks[0] if packets.count else NULL
         # Where the buffer is empty, all packets are: any address will do for them.
-        cdef const uint8_t *start = &buffer[0] if buffer.shape[0] else <const uint8_t *>first
-        if not offsets_legal(first, is_wide, count, <uint64_t>buffer.shape[0]):
+        packets.buffer = (&buffer[0] if buffer.shape[0]
+                          else <const uint8_t *>packets.offsets)
+        if not batch_is_legal(&packets, <uint64_t>buffer.shape[0]):
             raise ValueError("offsets must not fall, nor lie behind the buffer's end")
-        if count:
-            with nogil:
-                decided = program_classify_batch(program.c, start, first, is_wide, count,
-                                                 &marks[0], self.counted)
+        with nogil:
+            decided = batch_classify(program.c, &packets, self.counted)
         return decided
 
     def reasons(self):
@@ -279,17 +287,6 @@ cdef class Classifier:
 
     def counters(self):
         return counts(self.counted)
-
-
-cdef bint offsets_legal(const void *offsets, bint wide, uint64_t count,
-                        uint64_t size) noexcept nogil:
-    cdef uint64_t at, here, last = 0
-    for at in range(count + 1):
-        here = (<const uint64_t *>offsets)[at] if wide else (<const uint32_t *>offsets)[at]
-        if here < last or here > size:
-            return False
-        last = here
-    return True
 
 
 cdef object refused(int code, str what):
@@ -384,7 +381,7 @@ cdef class QueueWorker:
     cdef uint64_t _highest
     cdef bint _running
 
-    def __cinit__(self, uint16_t number, Program program not None, *, uint32_t length=8192,
+    def __cinit__(self, uint16_t number, Program program not None, *, uint32_t length=1024,
                   uint32_t copy_bytes=128, int socket_buffer_bytes=4 << 20, uint32_t spin_us=0):
         if not 1 <= length <= 1 << 20:
             raise ValueError(f"length {length}: legal are 1 to {1 << 20} packets")

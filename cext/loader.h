@@ -192,6 +192,18 @@ static inline const void *loader_section(const struct loader *loader, enum progr
     return loader->block + loader->header->sections[section].offset;
 }
 
+static inline void loader_pair_tables(struct program *program)
+{
+    const struct rule *first = program->rules;
+
+    if (!program->rule_count || first->source || first->destination || first->decision
+        || first->fields != FIELDS_BOTH_ADDRESSES || first->symmetric)
+        return;
+    for (int family = 0; family < 2; family++)
+        if (first->tables[family] != PROGRAM_NO_TABLE)
+            program->pair_tables[family] = program_table(program, first->tables[family]);
+}
+
 static inline int loader_fill(struct loader *loader, struct program *program)
 {
     const struct program_header *header = loader->header;
@@ -225,6 +237,7 @@ static inline int loader_fill(struct loader *loader, struct program *program)
             return loader_refuse(loader, "set 0 is not empty");
     if (loader_decisions(loader, program, tables, sets) < 0)
         return -1;
+    loader_pair_tables(program);
     if (sets == 1) /* no lists: no rule can ask for the ranges, which may be missing */
         return 0;
     if (loader_ranges(loader, program, 4, sets) < 0)

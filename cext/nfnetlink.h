@@ -18,6 +18,7 @@ enum {
     QUEUE_MSG_PACKET = QUEUE_SUBSYSTEM << 8 | 0,
     QUEUE_MSG_VERDICT = QUEUE_SUBSYSTEM << 8 | 1,
     QUEUE_MSG_CONFIG = QUEUE_SUBSYSTEM << 8 | 2,
+    QUEUE_MSG_VERDICT_BATCH = QUEUE_SUBSYSTEM << 8 | 3,
 
     QUEUE_ATTR_PACKET_HDR = 1,
     QUEUE_ATTR_VERDICT_HDR = 2,
@@ -176,6 +177,16 @@ static inline uint8_t *message_verdict(uint8_t *at, uint16_t number, uint32_t id
                        number);
     at = message_add(at, QUEUE_ATTR_VERDICT_HDR, verdict, sizeof verdict);
     return remark ? message_add(at, QUEUE_ATTR_MARK, &wire, sizeof wire) : at;
+}
+
+/* Makes the verdict that begins at `verdict` one for all packets up to `id`. The kernel then takes
+ * every packet that waits and whose id is not after it: all before must have been answered. */
+static inline void message_verdict_extend(uint8_t *verdict, uint32_t id)
+{
+    const uint16_t type = QUEUE_MSG_VERDICT_BATCH;
+
+    memcpy(verdict + offsetof(struct nlmsghdr, nlmsg_type), &type, sizeof type);
+    memcpy(verdict + MESSAGE_HEADER + 8, &id, sizeof id);
 }
 
 #endif

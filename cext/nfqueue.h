@@ -1,9 +1,9 @@
 /* The queue worker: read queued packets in batches, write verdicts in batches.
  *
  * The descriptor is a queue that NetfilterQueue has opened and bound. A batch is one recvmmsg (the
- * kernel sends one message a datagram) and one send, in which every verdict is a message of its
- * own: NFQNL_MSG_VERDICT_BATCH would carry one mark for a range of packets. Reinjection, routing
- * and transmission happen inside that send, on this thread.
+ * kernel sends one message a datagram) and one send. Packets that follow one another and get equal
+ * marks share a verdict message; the kernel gives out ids and messages in one order, under one
+ * lock. Reinjection, routing and transmission happen inside that send, on this thread.
  *
  * Replacing the program. `program` is one atomic pointer, `order` counts replacements and is
  * stored after it. At each batch boundary, when no verdict is held back, the worker reads `order`,
@@ -57,6 +57,8 @@ struct queue_worker {
     uint64_t order, passed;
     uint32_t outside, stopping, serving;
     uint8_t *arena, *verdicts, *verdicts_at;
+    uint8_t *run; /* the last verdict, if what follows may share it; its mark is run_mark */
+    uint32_t run_mark;
     struct mmsghdr messages[QUEUE_BATCH];
     struct iovec pieces[QUEUE_BATCH];
     struct queue_counters counters;
@@ -147,6 +149,7 @@ static inline int queue_worker_flush(struct queue_worker *worker)
                            &worker->counters.send_retries);
 
     worker->verdicts_at = worker->verdicts;
+    worker->run = NULL;
     return fault;
 }
 
@@ -236,6 +239,18 @@ static inline int queue_set_buffer(int fd, int bytes)
     return got;
 }
 
+static inline void queue_worker_answer(struct queue_worker *worker, uint32_t id, int remark,
+                                       uint32_t mark)
+{
+    if (worker->run && remark && mark == worker->run_mark) {
+        message_verdict_extend(worker->run, id);
+        return;
+    }
+    worker->run = remark ? worker->verdicts_at : NULL;
+    worker->run_mark = mark;
+    worker->verdicts_at = message_verdict(worker->verdicts_at, worker->number, id, remark, mark);
+}
+
 static inline void queue_worker_decide(struct queue_worker *worker, const struct program *program,
                                        const struct queued *queued, int whole)
 {
@@ -249,8 +264,7 @@ static inline void queue_worker_decide(struct queue_worker *worker, const struct
                                 : REASON_NO_PAYLOAD;
     add_one(&counters->packets);
     tally_add(&counters->decided, reason, &decision);
-    worker->verdicts_at = message_verdict(worker->verdicts_at, worker->number, queued->id,
-                                          reason == REASON_DECIDED, decision.mark);
+    queue_worker_answer(worker, queued->id, reason == REASON_DECIDED, decision.mark);
 }
 
 /* One datagram; almost always one message. Returns 0 or an errno. */

@@ -98,6 +98,9 @@ struct program {
     const uint64_t *sets;
     struct ranges4 v4;
     struct ranges6 v6;
+    /* IPv4, IPv6: the slots, where the first rule takes every packet and hashes its address pair;
+     * else NULL. */
+    const uint8_t *pair_tables[2];
     uint64_t serial;
     uint64_t size;
     uint8_t *block;
@@ -118,9 +121,14 @@ struct tally {
     uint64_t rules[PROGRAM_MAX_RULES];
 };
 
+static inline void add_some(uint64_t *counter, uint64_t some)
+{
+    __atomic_store_n(counter, __atomic_load_n(counter, __ATOMIC_RELAXED) + some, __ATOMIC_RELAXED);
+}
+
 static inline void add_one(uint64_t *counter)
 {
-    __atomic_store_n(counter, __atomic_load_n(counter, __ATOMIC_RELAXED) + 1, __ATOMIC_RELAXED);
+    add_some(counter, 1);
 }
 
 static inline void tally_add(struct tally *tally, enum reason reason,
@@ -131,6 +139,11 @@ static inline void tally_add(struct tally *tally, enum reason reason,
         add_one(&tally->decisions[decision->decision]);
         add_one(&tally->rules[decision->rule]);
     }
+}
+
+static inline const uint8_t *program_table(const struct program *program, uint32_t number)
+{
+    return program->tables + (uint64_t)number * PROGRAM_SLOTS;
 }
 
 static inline const uint64_t *ranges4_find(const struct program *program, const uint8_t *address)
@@ -180,24 +193,35 @@ static inline int sets_meet(const struct program *program, const uint64_t *held,
     return 0;
 }
 
-/* Which lists hold a flow's addresses: found when the first rule asks, kept for the others. */
+static __attribute__((noinline)) const uint64_t *lists_holding(const struct program *program,
+                                                               const struct flow *flow,
+                                                               const uint8_t *address)
+{
+    return flow->family == 4 ? ranges4_find(program, address) : ranges6_find(program, address);
+}
+
+/* Which lists hold a flow's addresses: each found when a rule first asks, kept for the others. */
 struct membership {
     const uint64_t *source, *destination; /* NULL: not yet looked up */
 };
 
-static __attribute__((noinline)) int rule_matches(const struct program *program,
-                                                  const struct rule *rule, const struct flow *flow,
-                                                  struct membership *held)
+static inline int rule_matches(const struct program *program, const struct rule *rule,
+                               const struct flow *flow, struct membership *held)
 {
-    if (!held->source && flow->family == 4) {
-        held->source = ranges4_find(program, flow->key);
-        held->destination = ranges4_find(program, flow->key + 4);
-    } else if (!held->source) {
-        held->source = ranges6_find(program, flow->key);
-        held->destination = ranges6_find(program, flow->key + 16);
+    if (rule->source) {
+        if (!held->source)
+            held->source = lists_holding(program, flow, flow->key);
+        if (!sets_meet(program, held->source, rule->source))
+            return 0;
     }
-    return (!rule->source || sets_meet(program, held->source, rule->source))
-           && (!rule->destination || sets_meet(program, held->destination, rule->destination));
+    if (rule->destination) {
+        if (!held->destination)
+            held->destination = lists_holding(program, flow,
+                                              flow->key + flow_address_length(flow));
+        if (!sets_meet(program, held->destination, rule->destination))
+            return 0;
+    }
+    return 1;
 }
 
 /* Fills `decision` and returns REASON_DECIDED, or another reason with the mark left alone. */
@@ -210,8 +234,7 @@ static inline enum reason program_decide(const struct program *program, const st
     for (uint32_t at = 0; at < program->rule_count; at++) {
         const struct rule *rule = &program->rules[at];
 
-        if (__builtin_expect(rule->source | rule->destination, 0)
-            && !rule_matches(program, rule, flow, &held))
+        if (!rule_matches(program, rule, flow, &held))
             continue;
 
         decision->rule = at;
@@ -225,7 +248,7 @@ static inline enum reason program_decide(const struct program *program, const st
             decision->hash = flow_hash(flow, (enum fields)rule->fields, rule->symmetric,
                                        program->key);
             decision->slot = (uint16_t)(decision->hash >> 48);
-            decision->decision = program->tables[(uint64_t)table * PROGRAM_SLOTS + decision->slot];
+            decision->decision = program_table(program, table)[decision->slot];
         }
         decision->mark = (mark & ~program->mark_mask)
                          | (uint32_t)decision->decision << program->mark_shift;
@@ -246,38 +269,6 @@ static inline enum reason program_classify(const struct program *program, const 
         return reason;
     }
     return program_decide(program, &flow, mark, decision);
-}
-
-/* Packets lie one behind the other; packet i is [offsets[i], offsets[i + 1]). The offsets have
- * been checked. Marks are read and replaced. Returns how many were decided. `wide` is a constant
- * in both callers. Prefetching by hand gained nothing: the processor sees the sequence. */
-static inline __attribute__((always_inline)) uint64_t program_classify_all(
-    const struct program *program, const uint8_t *buffer, const void *offsets, int wide,
-    uint64_t count, uint32_t *marks, struct tally *tally)
-{
-    uint64_t decided = 0;
-
-#define OFFSET(at) (wide ? ((const uint64_t *)offsets)[at] : ((const uint32_t *)offsets)[at])
-    for (uint64_t at = 0; at < count; at++) {
-        struct decision decision;
-        enum reason reason = program_classify(program, buffer + OFFSET(at),
-                                              buffer + OFFSET(at + 1), marks[at], &decision);
-
-        tally_add(tally, reason, &decision);
-        marks[at] = decision.mark;
-        decided += reason == REASON_DECIDED;
-    }
-#undef OFFSET
-    return decided;
-}
-
-static inline uint64_t program_classify_batch(const struct program *program, const uint8_t *buffer,
-                                              const void *offsets, int wide, uint64_t count,
-                                              uint32_t *marks, struct tally *tally)
-{
-    if (wide)
-        return program_classify_all(program, buffer, offsets, 1, count, marks, tally);
-    return program_classify_all(program, buffer, offsets, 0, count, marks, tally);
 }
 
 #endif

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Iterator
+from itertools import pairwise, product
 
 from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_NOP
@@ -91,6 +92,26 @@ def ipv6_chains(draw: st.DrawFn) -> bytes:
     length = draw(st.one_of(st.just(len(body)), st.sampled_from([0, 1, 7, 8, 40, 65535])))
     head = b"\x60\0\0\0" + length.to_bytes(2, "big") + bytes([kinds[0] if kinds else last, 64])
     return head + draw(st.binary(min_size=32, max_size=32)) + body
+
+
+def edges() -> Iterator[bytes]:
+    """Every way to lie around the least a plain packet has: 24 bytes of IPv4, 44 of IPv6."""
+    protocols = [0, 1, 6, 17, 43, 44, 51, 58, 60, 61, 132, 135, 136, 255]
+    body = bytes(range(1, 61))
+    for protocol, there in product(protocols, [20, 21, 23, 24, 25, 28, 60]):
+        for first, total, fragment in product(
+            [0x45, 0x44, 0x46, 0x55, 0x65],
+            [0, 19, 20, 23, 24, 28, 256, 65535],
+            [0, 0x4000, 0x2000, 1],
+        ):
+            head = bytes(
+                [first, 0, *divmod(total, 256), 0, 0, *divmod(fragment, 256), 64, protocol]
+            )
+            yield head + body[len(head) : there]
+    for protocol, there in product(protocols, [40, 43, 44, 45, 48, 60]):
+        for first, payload in product([0x60, 0x6F, 0x50, 0x40], [0, 3, 4, 5, 8, 256, 65535]):
+            head = bytes([first, 0, 0, 0, *divmod(payload, 256), protocol, 64])
+            yield head + body[len(head) : there]
 
 
 well_formed = st.one_of(ipv4(), ipv6())

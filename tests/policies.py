@@ -74,6 +74,19 @@ def policies(draw: st.DrawFn, with_lists: bool = True) -> Policy:
 
 
 @st.composite
+def pair_policies(draw: st.DrawFn) -> Policy:
+    """Most routers' policy: the first rule takes every packet and hashes its address pair. A
+    family may be without links; rules behind it are never reached."""
+    marks = draw(masks)
+    families: list[Family] = draw(
+        st.lists(st.sampled_from(FAMILIES), min_size=1, max_size=2, unique=True)
+    )
+    first = ProgramRule("all", tables={n: table(draw(st.integers(0, 3)), marks) for n in families})
+    behind = [ProgramRule("behind", decision=1)] * draw(st.integers(0, 1))
+    return Policy(marks, draw(keys), [first, *behind], {})
+
+
+@st.composite
 def addresses_of(draw: st.DrawFn, policy: Policy) -> tuple[bytes, bytes]:
     """A pair of one family, on and beside the edges of the policy's ranges more often than not."""
     family = draw(st.sampled_from([4, 6]))

@@ -1,4 +1,5 @@
 /* The queue worker's boundary protocol: when is no verdict of an older program still to come?
+ * And its verdicts: does each packet get its own mark where neighbours share one?
  *
  *   boundary BLOCK BLOCK      files with legal programs that decide the packet differently
  *
@@ -31,7 +32,7 @@ static const uint8_t packet[] = {0x45, 0, 0, 28, 0, 0, 0,   0, 64, 17, 0, 0, 10,
 static struct queue_worker *worker;
 static int kernel, fault;
 static pthread_t thread;
-static uint32_t fed, answered, marks[FIRST_BATCH + 2 + 2 * RACES];
+static uint32_t fed, answered, verdicts, marks[FIRST_BATCH + 2 + 2 * RACES + QUEUE_BATCH];
 
 #define CHECK(condition)                                                                          \
     do {                                                                                          \
@@ -65,19 +66,32 @@ static int passed(uint64_t order)
     return queue_worker_passed(worker, order);
 }
 
-/* One datagram with `count` queued packets, numbered on. */
-static void feed(int count)
+/* Marks of others, which stay. Neighbours differ, so that each packet has a verdict of its own. */
+static uint32_t others(uint32_t id)
+{
+    return id & 1;
+}
+
+/* One datagram with `count` queued packets, numbered on; the first mark is `first`, and where its
+ * bit is set in `turns` the next one is the other mark. */
+static void feed_marked(int count, uint32_t first, const uint8_t *turns)
 {
     static uint8_t message[COPY_BYTES];
     uint8_t *at = message;
+    uint32_t mark = first;
 
-    while (count--) {
+    for (int number = 0; number < count; number++) {
         uint8_t *begin = at, header[7] = {0};
-        uint32_t id = htonl(fed++), length;
+        uint32_t id = htonl(fed++), length, wire;
+
+        if (number && (!turns || turns[number]))
+            mark = !mark;
+        wire = htonl(mark);
 
         memcpy(header, &id, sizeof id);
         at = message_begin(at, 0, QUEUE_MSG_PACKET, 0, 0, NUMBER);
         at = message_add(at, QUEUE_ATTR_PACKET_HDR, header, sizeof header);
+        at = message_add(at, QUEUE_ATTR_MARK, &wire, sizeof wire);
         at = message_add(at, QUEUE_ATTR_PAYLOAD, packet, sizeof packet);
         length = (uint32_t)(at - begin);
         memcpy(begin, &length, sizeof length);
@@ -85,7 +99,13 @@ static void feed(int count)
     CHECK(send(kernel, message, (size_t)(at - message), MSG_DONTWAIT) == at - message);
 }
 
-/* Takes what one send has put on the return path. Returns 0: nothing is there. */
+static void feed(int count)
+{
+    feed_marked(count, others(fed), NULL);
+}
+
+/* Takes what one send has put on the return path, and reads it as the kernel does. Returns 0:
+ * nothing is there. */
 static int take(void)
 {
     static uint8_t message[QUEUE_BATCH * VERDICT_BYTES];
@@ -95,8 +115,16 @@ static int take(void)
     if (got < VERDICT_BYTES)
         return got > 0;
     for (const uint8_t *at = message; at < message + got; at += VERDICT_BYTES) {
-        CHECK(load_be32(at + MESSAGE_HEADER + 8) == answered);
-        marks[answered++] = load_be32(at + MESSAGE_HEADER + 12 + 4);
+        struct nlmsghdr header;
+        uint32_t id = load_be32(at + MESSAGE_HEADER + 8);
+
+        memcpy(&header, at, sizeof header);
+        CHECK(header.nlmsg_len == VERDICT_BYTES && id >= answered && id < fed);
+        CHECK(header.nlmsg_type
+              == (id > answered ? QUEUE_MSG_VERDICT_BATCH : QUEUE_MSG_VERDICT));
+        while (answered <= id)
+            marks[answered++] = load_be32(at + MESSAGE_HEADER + 12 + 4);
+        verdicts++;
     }
     return 1;
 }
@@ -189,16 +217,16 @@ static void check_boundaries(struct program *first, struct program *second)
             ;
     }
     CHECK(answered == FIRST_BATCH + 1); /* what was to come was there when it said so */
-    for (int at = 0; at < FIRST_BATCH; at++)
-        CHECK(marks[at] == mark_of(first));
-    CHECK(marks[FIRST_BATCH] == mark_of(second));
+    for (uint32_t at = 0; at < FIRST_BATCH; at++)
+        CHECK(marks[at] == (mark_of(first) | others(at)));
+    CHECK(marks[FIRST_BATCH] == (mark_of(second) | others(FIRST_BATCH)));
 
     EVENTUALLY(outside());
     order = queue_worker_swap(worker, second);
     CHECK(passed(order));
     feed(1);
     EVENTUALLY(take());
-    CHECK(marks[FIRST_BATCH + 1] == mark_of(second));
+    CHECK(marks[FIRST_BATCH + 1] == (mark_of(second) | others(FIRST_BATCH + 1)));
 }
 
 /* A program is freed as soon as it may be, under traffic. The sanitizers watch. */
@@ -219,11 +247,32 @@ static void check_races(struct program *first, char **names)
         old = program;
         feed(1);
         EVENTUALLY(take() && answered == fed);
-        CHECK(marks[fed - 1] == wanted);
+        CHECK(marks[fed - 1] == (wanted | others(fed - 1)));
     }
     queue_worker_swap(worker, first);
     EVENTUALLY(passed(worker->order));
     program_close(old);
+}
+
+/* Neighbours with equal marks share a verdict, and each packet gets its own mark. */
+static void check_runs(const struct program *program)
+{
+    const uint32_t start = fed, before = verdicts;
+    uint8_t turns[QUEUE_BATCH];
+    uint32_t runs = 1, mark = 0;
+
+    for (int at = 0; at < QUEUE_BATCH; at++) {
+        turns[at] = at % 7 == 3 || at % 11 == 5 || at > QUEUE_BATCH - 4;
+        runs += at && turns[at];
+    }
+    feed_marked(QUEUE_BATCH, mark, turns);
+    EVENTUALLY(take() && answered == fed);
+    for (uint32_t at = 0; at < QUEUE_BATCH; at++) {
+        if (at && turns[at])
+            mark = !mark;
+        CHECK(marks[start + at] == (mark_of(program) | mark));
+    }
+    CHECK(verdicts - before == runs);
 }
 
 static void *serve(void *result)
@@ -278,6 +327,7 @@ int main(int count, char **words)
     for (uint32_t spin_us = 0; spin_us <= SPIN_US; spin_us += SPIN_US) {
         open_worker(spin_us, first);
         start_worker();
+        check_runs(first);
         check_races(first, words + 1);
         end_worker(first);
     }

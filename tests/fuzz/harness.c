@@ -4,6 +4,7 @@
  *
  * Each input lies in an allocation of exactly its size, so that one byte too far is a fault.
  */
+#include "batch.h"
 #include "loader.h"
 #include "nfnetlink.h"
 
@@ -60,6 +61,38 @@ static void fuzz_packet(const struct program *program)
     if (reason >= REASON_COUNT || (reason != REASON_DECIDED && decision.mark != 7))
         abort();
     free(packet);
+}
+
+/* A batch does to each packet what happens to it alone, and counts the same. */
+static void fuzz_batch(const struct program *program)
+{
+    enum { MOST = 12 };
+    uint8_t made[MOST * 128];
+    uint32_t offsets[MOST + 1] = {0}, marks[MOST], alone[MOST], count = (uint32_t)any(MOST + 1);
+    static struct tally together, apart;
+
+    for (uint32_t at = 0; at < count; at++) {
+        offsets[at + 1] = offsets[at] + (uint32_t)make_packet(made + offsets[at]);
+        marks[at] = alone[at] = (uint32_t)any(UINT32_MAX);
+    }
+    uint8_t *packets = malloc(offsets[count] ? offsets[count] : 1);
+    struct batch batch = {packets, offsets, 0, count, marks};
+
+    memcpy(packets, made, offsets[count]);
+    if (!batch_is_legal(&batch, offsets[count]))
+        abort();
+    batch_classify(program, &batch, &together);
+    for (uint32_t at = 0; at < count; at++) {
+        struct decision decision;
+        enum reason reason = program_classify(program, packets + offsets[at],
+                                              packets + offsets[at + 1], alone[at], &decision);
+        tally_add(&apart, reason, &decision);
+        if (marks[at] != decision.mark)
+            abort();
+    }
+    if (memcmp(&together, &apart, sizeof together))
+        abort();
+    free(packets);
 }
 
 static void fuzz_messages(const struct program *program)
@@ -119,6 +152,7 @@ static void fuzz_block(const uint8_t *block, uint64_t size)
         return;
     for (int round = 0; round < 8; round++)
         fuzz_packet(program);
+    fuzz_batch(program);
     program_close(program);
 }
 
@@ -143,6 +177,8 @@ int main(int count, char **words)
         for (uint64_t left = strtoull(words[1], NULL, 0); left; left--) {
             fuzz_packet(program);
             fuzz_messages(program);
+            if (left % 8 == 0)
+                fuzz_batch(program);
             if (left % 64 == 0)
                 fuzz_block(block, size);
         }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from array import array
+from collections import Counter
 from itertools import accumulate
 
 import pytest
@@ -14,10 +16,10 @@ from scapy.layers.inet6 import IPv6
 
 from dataplane.config.marks import Marks
 from dataplane.config.model import Fields
-from dataplane.decide.program import ProgramRule
+from dataplane.decide.program import AddressRange, Family, ProgramRule
 from dataplane.hotpath import REASONS, Classifier
 from tests import packets
-from tests.policies import compiled, flattened, policies, table
+from tests.policies import compiled, flattened, pair_policies, policies, table
 from tests.reference import Policy
 
 TABLE = table(1, Marks())
@@ -67,6 +69,70 @@ def test_a_batch_decides_as_single_packets_do(
     assert found.tolist() == expected
     assert batch.counters() == single.counters()
     assert decided == batch.reasons()["decided"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    pair_policies(),
+    st.lists(st.tuples(st.one_of(packets.well_formed, packets.anything), marks)),
+    st.sampled_from("IQ"),
+)
+def test_a_batch_decides_as_the_oracle_does(
+    policy: Policy, queued: list[tuple[bytes, int]], width: str
+) -> None:
+    """Policies whose batches hash the address pair out of the packet, where it is plain."""
+    assert_batch_decides(policy, queued, width)
+
+
+@pytest.mark.parametrize("families", [(4,), (6,), (4, 6)])
+def test_a_batch_goes_no_short_way_with_packets_that_lie(families: tuple[Family, ...]) -> None:
+    rule = ProgramRule("all", tables=dict.fromkeys(families, TABLE))
+    assert_batch_decides(
+        Policy(Marks(), 9, [rule], {}), [(packet, 0) for packet in packets.edges()], "I"
+    )
+
+
+HALF = [AddressRange(4, 0, 1 << 31), AddressRange(6, 0, 1 << 127)]
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        *(
+            ProgramRule("other fields", fields, tables={4: TABLE, 6: TABLE})
+            for fields in Fields
+            if fields is not Fields.BOTH_ADDRESSES
+        ),
+        ProgramRule("symmetric", symmetric=True, tables={4: TABLE, 6: TABLE}),
+        ProgramRule("from half", tables={4: TABLE, 6: TABLE}, source=("half",)),
+        ProgramRule("to half", tables={4: TABLE, 6: TABLE}, destination=("half",)),
+        ProgramRule("fixed", decision=5),
+    ],
+    ids=lambda rule: f"{rule.name} {rule.fields}",
+)
+def test_a_batch_goes_no_short_way_where_the_first_rule_asks_for_more(first: ProgramRule) -> None:
+    policy = Policy(Marks(), 9, [first, ProgramRule("rest", decision=6)], {"half": HALF})
+    any_ = random.Random(1)
+    plain = [b"\x45\0\0\x1c" + any_.randbytes(24) for _ in range(40)]
+    plain += [b"\x60\0\0\0\0\x08\x11\x40" + any_.randbytes(40) for _ in range(40)]
+    assert_batch_decides(policy, [(packet, 0) for packet in plain], "Q")
+
+
+def assert_batch_decides(policy: Policy, queued: list[tuple[bytes, int]], width: str) -> None:
+    """Marks and counters of one batch are the oracle's."""
+    classifier = Classifier(compiled(policy))
+    outcomes = [policy.outcome(packet, mark) for packet, mark in queued]
+    offsets = array(width, accumulate((len(packet) for packet, _ in queued), initial=0))
+    found = array("I", (mark for _, mark in queued))
+    classifier.classify_batch(b"".join(packet for packet, _ in queued), offsets, found)
+    assert found.tolist() == [outcome.mark for outcome in outcomes]
+    decided = [outcome for outcome in outcomes if outcome.reason == "decided"]
+    reasons = dict.fromkeys(REASONS, 0) | Counter(outcome.reason for outcome in outcomes)
+    assert classifier.counters() == {
+        "reasons": reasons,
+        "decisions": Counter(outcome.decision for outcome in decided),
+        "rules": Counter(outcome.rule for outcome in decided),
+    }
 
 
 @pytest.mark.parametrize("fields", Fields)
