@@ -25,6 +25,7 @@ _PRIVATE = {
     6: "fc00::/7",
 }
 _PORT_PROTOCOLS = "meta l4proto { tcp, udp, udplite, sctp, dccp }"
+_TRANSLATED = "ct status snat ct direction original"
 _HASHED: dict[Fields, tuple[tuple[str, ...], tuple[str, ...]]] = {
     Fields.BOTH_ADDRESSES: (("saddr", "daddr"), ()),
     Fields.BOTH_PORTS: ((), ("sport", "dport")),
@@ -44,6 +45,7 @@ def all_chains(plan: Plan) -> list[tuple[str, list[str]]]:
     chains += [
         ("adopt", _adopt(plan)),
         ("inbound", _inbound(plan)),
+        ("elsewhere", _elsewhere(plan)),
         ("exempt", _exempt()),
         ("settle", _settle(plan)),
         ("prerouting_restore", _prerouting_restore(plan)),
@@ -60,9 +62,12 @@ def all_chains(plan: Plan) -> list[tuple[str, list[str]]]:
     clamped = _forward_mss(plan)
     if clamped:
         chains.append(("forward_mss", clamped))
-    chains.append(("postrouting_save", _postrouting_save(plan)))
     chains.append(("postrouting_nat", _postrouting_nat(plan)))
-    chains.append(("postrouting_guard", _postrouting_guard(plan)))
+    chains.append(("save", _save(plan)))
+    if any(uses_nat(planned) for planned in plan.links):
+        chains += _translated_chains(plan)
+        chains.append(("guard", _guard(plan)))
+    chains.append(("postrouting_leave", _postrouting_leave(plan)))
     return chains
 
 
@@ -92,8 +97,14 @@ def _decided(plan: Plan) -> str:
     return f"{_ours('meta', plan)} != 0x00000000"
 
 
+def _any(values: Iterable[str]) -> str:
+    """One value is compared, which is cheaper than a look-up in a set."""
+    distinct = list(dict.fromkeys(values))
+    return distinct[0] if len(distinct) == 1 else "{ " + ", ".join(distinct) + " }"
+
+
 def _names(names: Iterable[str]) -> str:
-    return "{ " + ", ".join(f'"{name}"' for name in dict.fromkeys(names)) + " }"
+    return _any(f'"{name}"' for name in names)
 
 
 def _link_interfaces(plan: Plan) -> str:
@@ -129,9 +140,11 @@ def _link_chains(plan: Plan) -> list[tuple[str, list[str]]]:
                     f"ct state new ct direction original {_NFPROTO[family]} "
                     f"update @{pair_set(planned, family)} {{ {pair} timeout {PAIR_TIMEOUT} }}"
                 )
+        if _forgotten_with_address(planned):
+            leave.append(f"{_TRANSLATED} accept")
         chains.append((f"inbound_{planned.id}", [save, "accept"]))
         chains.append((f"adopt_{planned.id}", [save, _set("meta", plan, planned.mark), "accept"]))
-        chains.append((f"leave_{planned.id}", [*leave, "accept"]))
+        chains.append((f"leave_{planned.id}", leave))
     return chains
 
 
@@ -160,8 +173,8 @@ def _adopt(plan: Plan) -> list[str]:
 
 
 def _inbound(plan: Plan) -> list[str]:
-    """A new connection from outside keeps the link that it came by."""
-    rules = []
+    """What came in by a link. A new connection from outside keeps the link that it came by."""
+    rules = ["ct state != new accept", f"{_ours('ct', plan)} != 0x00000000 accept"]
     for planned in plan.links:
         if planned.shared:
             rules += [
@@ -193,19 +206,25 @@ def _every(plan: Plan) -> bool:
     return plan.queue.mode is QueueMode.EVERY
 
 
+def _restore(plan: Plan) -> list[str]:
+    """What a connection decided stays decided; an older one is adopted."""
+    return [
+        *_exempt_marks(plan),
+        f"ct direction reply {_restore_map(plan)}" if _every(plan) else _restore_map(plan),
+        f"{_ours('ct', plan)} == 0x00000000 ct state established,related goto adopt",
+    ]
+
+
+def _elsewhere(plan: Plan) -> list[str]:
+    """What does not come from the LAN is never balanced."""
+    return [f"iifname {_link_interfaces(plan)} goto inbound", *_restore(plan), "accept"]
+
+
 def _prerouting_restore(plan: Plan) -> list[str]:
     rules = [_base("filter", "prerouting", "mangle - 5")]
     if 6 not in plan.families:
         rules.append("meta nfproto ipv6 accept")
-    rules += [
-        f"iifname {_link_interfaces(plan)} ct state new {_ours('ct', plan)} == 0x00000000 "
-        "goto inbound",
-        f"iifname {_link_interfaces(plan)} accept",
-        *_exempt_marks(plan),
-        f"ct direction reply {_restore_map(plan)}" if _every(plan) else _restore_map(plan),
-        f"{_ours('ct', plan)} == 0x00000000 ct state {{ established, related }} goto adopt",
-        f"iifname != {_names(plan.lan)} accept",
-    ]
+    rules += [f"iifname != {_names(plan.lan)} goto elsewhere", *_restore(plan)]
     if not _every(plan):
         rules.append("ct state != new accept")
     rules += [
@@ -223,11 +242,10 @@ def _prerouting_restore(plan: Plan) -> list[str]:
     return rules
 
 
-def _exempt_marks(plan: Plan) -> list[str]:
+def _exempt_marks(plan: Plan, verdict: str = "accept") -> list[str]:
     if not plan.exempt_marks:
         return []
-    marks = ", ".join(f"{mark:#010x}" for mark in plan.exempt_marks)
-    return [f"meta mark {{ {marks} }} accept"]
+    return [f"meta mark {_any(f'{mark:#010x}' for mark in plan.exempt_marks)} {verdict}"]
 
 
 def _queue(plan: Plan, hook: str) -> list[str]:
@@ -304,7 +322,7 @@ def _output_restore(plan: Plan) -> list[str]:
         f"{_decided(plan)} accept",
         *_exempt_marks(plan),
         _restore_map(plan),
-        "ct state { established, related } goto adopt",
+        "ct state established,related goto adopt",
         *_address_maps(plan, lambda ip: f"{ip} saddr", "mark"),
     ]
 
@@ -347,21 +365,6 @@ def _by_link(planned: PlannedLink, plan: Plan) -> str:
     """Matches what leaves by the link; where an interface is shared, the mark tells."""
     match = f'oifname "{planned.link.interface}"'
     return f"{match} {_ours('meta', plan)} == {planned.mark:#010x}" if planned.shared else match
-
-
-def _postrouting_save(plan: Plan) -> list[str]:
-    """Before routing one cannot know the link of specific routes and of bound sockets."""
-    main = plan.marks.mark(plan.marks.main)
-    rules = [_base("filter", "postrouting", "mangle")]
-    if 6 not in plan.families:
-        rules.append("meta nfproto ipv6 accept")
-    return [
-        *rules,
-        f"{_ours('ct', plan)} != 0x00000000 accept",
-        *_exempt_marks(plan),
-        *(f"{_by_link(planned, plan)} goto leave_{planned.id}" for planned in plan.links),
-        f"{_ours('meta', plan)} == {main:#010x} {_set('ct', plan, main)}",
-    ]
 
 
 def _postrouting_nat(plan: Plan) -> list[str]:
@@ -411,19 +414,56 @@ def _translated(plan: Plan, planned: PlannedLink) -> list[tuple[str, str]]:
     return pairs
 
 
-def _postrouting_guard(plan: Plan) -> list[str]:
+def _postrouting_leave(plan: Plan) -> list[str]:
+    """The last that every packet meets: save and guard in one chain, since each hook costs."""
+    rules = [_base("filter", "postrouting", "300")]
+    if 6 not in plan.families:
+        rules.append("meta nfproto ipv6 accept")
+    translated = [
+        f"{planned.mark:#010x} : jump translated_{planned.id}"
+        for planned in plan.links
+        if _forgotten_with_address(planned)
+    ]
+    if translated:
+        rules.append(f"{_TRANSLATED} {_ours('ct', plan)} vmap {{ {', '.join(translated)} }}")
+    rules.append(f"{_ours('ct', plan)} == 0x00000000 jump save")
+    if any(uses_nat(planned) for planned in plan.links):
+        rules.append("goto guard")
+    return rules
+
+
+def _forgotten_with_address(planned: PlannedLink) -> bool:
+    """The kernel itself forgets masqueraded connections when their address goes: what is
+    translated and leaves by its own link has a source of that link, without looking it up."""
+    return planned.link.nat is Nat.MASQUERADE and not planned.shared
+
+
+def _translated_chains(plan: Plan) -> list[tuple[str, list[str]]]:
+    return [
+        (f"translated_{planned.id}", [f'oifname "{planned.link.interface}" accept'])
+        for planned in plan.links
+        if _forgotten_with_address(planned)
+    ]
+
+
+def _save(plan: Plan) -> list[str]:
+    """Before routing one cannot know the link of specific routes and of bound sockets."""
+    main = plan.marks.mark(plan.marks.main)
+    return [
+        *_exempt_marks(plan, "return"),
+        *(f"{_by_link(planned, plan)} goto leave_{planned.id}" for planned in plan.links),
+        f"{_ours('meta', plan)} == {main:#010x} {_set('ct', plan, main)}",
+    ]
+
+
+def _guard(plan: Plan) -> list[str]:
     """After NAT, a source that is not on the interface is nobody's: it is counted and dropped.
 
     INVALID packets skip NAT and would leave with a private address. Public addresses that the
     provider routes here answer by the link that they were asked by.
     """
     guarded = [planned for planned in plan.links if uses_nat(planned)]
-    rules = [_base("filter", "postrouting", "300")]
-    if not guarded:
-        return rules
-    if 6 not in plan.families:
-        rules.append("meta nfproto ipv6 accept")
-    rules += [
+    rules = [
         f"oifname != {_names(planned.link.interface for planned in guarded)} accept",
         "rt ipsec exists accept",
         "fib saddr . oif type local accept",
