@@ -129,7 +129,7 @@ class QueueWorker:
         number: int,
         program: Program,
         *,
-        length: int = 8192,
+        length: int = 1024,
         copy_bytes: int = 128,
         socket_buffer_bytes: int = ...,
         spin_us: int = 0,

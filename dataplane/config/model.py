@@ -108,7 +108,7 @@ class Queue:
     workers: int = 1
     engine: Engine = Engine.BATCH
     mode: QueueMode = QueueMode.FIRST
-    length: int = 8192
+    length: int = 1024
     copy_bytes: int = 128
     spin_us: int = 0
 
