@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
+from ipaddress import ip_address
 from itertools import product
 
 import pytest
@@ -23,6 +24,7 @@ from tests.lab.talk import (
     Talk,
     call,
     counted,
+    eventually,
     file_with,
     link_of,
     queued,
@@ -219,3 +221,28 @@ def test_long_streams_pass_the_small_link(lab: Lab, family: Family) -> None:
                     left -= len(other.recv(65536))
             return
     pytest.fail("no pair went by isp-a")
+
+
+@FAMILIES
+def test_a_masqueraded_connection_never_leaves_by_another_link(lab: Lab, family: Family) -> None:
+    """A new route in main sends it there: the kernel forgets it, and what follows is new."""
+    lab.run(lab.file(key=KEY))
+    # A local address of the LAN, since a delegated one would not be translated.
+    source = lab.topology.lans[0].clients(family)[0]
+    target = lab.topology.serving(family)[0]
+    with rightful_sources(lab, moving=True), call(lab, target, source=source) as talk:
+        kept = link_of(lab, talk.goes_on())
+        (other,) = (way for way in lab.topology.links if way.name != kept)
+        gateway = next(str(at) for at in other.gateways if at.version == family)
+        route = [str(target), "via", gateway, "dev", other.interface]
+        lab.router.run("ip", f"-{family}", "route", "add", *route)
+        talk.far.settimeout(0.2)
+
+        def heard_from() -> str:
+            talk.near.send(talk.payload)
+            try:
+                return link_of(lab, ip_address(talk.far.recvfrom(64)[1][0]))
+            except TimeoutError:
+                return kept
+
+        eventually(lambda: heard_from() == other.name, "it begins anew by the other link")
