@@ -42,7 +42,7 @@ check: build
 	@$(BIN)/python -m pytest --quiet tests/unit/test_docs.py
 
 bench: build
-	@$(BIN)/python -m bench queue $(ARGS)
+	@$(BIN)/python -m bench all $(ARGS)
 
 # evenlink(8) and evenlink.toml(5) into build/man/; needs pandoc.
 man:

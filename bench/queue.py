@@ -1,247 +1,102 @@
-"""How many packets a second pass the queue, when every one of them is queued?
+"""How many packets a second get a mark: when all are asked for, and when only the first is?
 
-    sender ──veth──► router: mangle PREROUTING, NFQUEUE ──► postrouting: counted ──veth──► sink
+    sender ──veth──► router: prerouting, a mark ──► route ──veth──► sink: counted
 
-64-byte UDP to 1,024 addresses, more than any rival can take. The sender runs on one core, and with
-it all receive work up to the queue; the rival runs on the other, and with it reinjection, routing
-and transmission. Counted is what leaves the router with a decision: what the full queue let pass
-without one, or dropped, is not done.
+64-byte UDP of 1,024 address pairs, more than any rival behind a queue can take. The sender runs on
+one core, and with it all work up to the queue; what serves the queue runs on the other, and with it
+reinjection, routing and transmission. Counted is what arrives with a decision: what a full queue
+let pass without one, or dropped, is not done. There is one link, whatever the mark; `ecmp` has two.
+
+The rows `evenlink-first` and `hmark+connmark` are the daemon as `evenlink run` starts it, and the
+same work done by the kernel alone: two links, masquerade, 1,024 established connections.
+`dropped_at_80_percent` is what Evenlink loses at 80 % of the rate it reached.
+
+With `--offload` the source is one that costs less than the router: the kernel cuts its packets up
+64 at a time. Then the worker's core is the limit.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import select
-import subprocess
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Iterable, Mapping
 from functools import partial
-from pathlib import Path
 
-import netfilterqueue
+from bench import sender
+from bench.connections import establish
+from bench.measure import OURS, Options, Result, Sample, in_turn
+from bench.path import Path3, missing
+from bench.rivals import Rival, daemon, kernel, queued
+from bench.run import one_run
 
-from bench.measure import OURS, Result, Sample, in_turn
-from dataplane.config.marks import Marks
-from dataplane.config.model import Engine, Queue
-from dataplane.daemon.engine import QueueEngine
-from dataplane.decide.program import ProgramRule, compile_program
-from dataplane.hotpath import Program
-from dataplane.lab.namespaces import PYTHON, LabError, Namespace, name
-
-NUMBER = 7477
-ADDRESSES = 1024
-FIRST = "10.64.0.1"
-WARM_UP_S = 0.3
-MARKS = Marks()
-
-COUNT = f"""
-table inet bench {{
-    counter decided {{ }}
-    chain leaving {{
-        type filter hook postrouting priority 0;
-        meta mark & {MARKS.mask:#x} != 0 counter name decided
-    }}
-}}
-"""
-SWALLOW = """
-table inet bench {
-    chain arriving { type filter hook prerouting priority -300; iifname "left" drop; }
-}
-"""
-
-# What a rival is: serves the queue while entered.
-Rival = Callable[["Path3"], AbstractContextManager[None]]
+UNIT = "packets/s"
+FIRST = "evenlink-first"
+EVERY_PACKET = (*queued.RIVALS, *kernel.RIVALS)
+OFFLOAD = ("evenlink", "callback", "nfq-c-perpacket", "netfilterqueue-python", "forward", "hmark")
+FIRST_PACKET = (
+    Rival(FIRST, daemon.evenlink, daemon.needs_conntrack, links=2),
+    Rival("hmark+connmark", daemon.hmark, daemon.needs_conntrack, links=2),
+)
+_SHARE = 0.8
 
 
-class Path3:
-    """Three namespaces in a row."""
-
-    def __init__(self) -> None:
-        self.spaces: list[Namespace] = []
-        try:
-            for role in ("sender", "router", "sink"):
-                self.spaces.append(Namespace(name(90, role)))
-            self.sender, self.router, self.sink = self.spaces
-            self._wire(self.sender, "right", "192.0.2.1/24", self.router, "left", "192.0.2.2/24")
-            self._wire(
-                self.router, "right", "198.51.100.1/24", self.sink, "left", "198.51.100.2/24"
-            )
-            self.sender.run("ip", "route", "add", "10.0.0.0/8", "via", "192.0.2.2")
-            self.sender.run("ethtool", "-K", "right", "tx-udp-segmentation", "off", "gso", "off")
-            self.router.run("ip", "route", "add", "10.0.0.0/8", "via", "198.51.100.2")
-            self.router.set({"net/ipv4/ip_forward": 1})
-            self.router.run("nft", "-f", "-", stdin=COUNT)
-            self.sink.run("nft", "-f", "-", stdin=SWALLOW)
-        except BaseException:
-            self.remove()
-            raise
-
-    def _wire(
-        self, near: Namespace, end: str, address: str, far: Namespace, other: str, its: str
-    ) -> None:
-        near.run("ip", "link", "add", end, "type", "veth", "peer", other, "netns", far.name)
-        near.run("ip", "address", "add", address, "dev", end)
-        far.run("ip", "address", "add", its, "dev", other)
-        near.run("ip", "link", "set", end, "up")
-        far.run("ip", "link", "set", other, "up")
-
-    def queue(self, add: bool) -> None:
-        """Queue every packet that comes from the sender, or no longer."""
-        self.router.run(
-            *("iptables", "-t", "mangle", "-A" if add else "-D", "PREROUTING", "-i", "left"),
-            *("-p", "udp", "-j", "NFQUEUE", "--queue-num", str(NUMBER), "--queue-bypass"),
-        )
-
-    def decided(self) -> int:
-        """Packets that have left the router with a decision."""
-        listed = json.loads(
-            self.router.run("nft", "-j", "list", "counter", "inet", "bench", "decided").stdout
-        )
-        return int(next(i["counter"]["packets"] for i in listed["nftables"] if "counter" in i))
-
-    def arrived(self) -> int:
-        """Packets that have come to the sink, decided or not."""
-        with self.sink.inside():
-            lines = Path("/proc/thread-self/net/dev").read_text().splitlines()
-        (columns,) = (line.split() for line in lines if line.split()[0] == "left:")
-        return int(columns[2])
-
-    def remove(self) -> None:
-        for space in self.spaces:
-            space.remove()
+def measure(options: Options) -> Result:
+    """Packets a second of each rival; with `options.offload`, the other table."""
+    rivals = [r for r in EVERY_PACKET if not options.offload or r.name in OFFLOAD]
+    why = missing() or sender.missing()
+    if why:
+        more = () if options.offload else FIRST_PACKET
+        return Result([], {rival.name: why for rival in (*rivals, *more)})
+    with Path3() as path, Path3(links=2) as wide:
+        if options.offload:
+            sender.plain_sender(path)
+        result = _table({1: path, 2: wide}, rivals, options)
+        if not options.offload:
+            result.extra.update(_below_its_limit(path, result, options))
+            result.add(_first_packet(wide, options))
+    return result
 
 
-def program() -> Program:
-    """Two links, as 1 to 2."""
-    slots = bytes(1 if slot % 3 == 0 else 2 for slot in range(65536))
-    rule = ProgramRule("default", tables={4: slots, 6: slots})
-    return Program(compile_program(marks=MARKS, key=1, rules=[rule]))
+def _table(paths: Mapping[int, Path3], rivals: Iterable[Rival], options: Options) -> Result:
+    wanted = [rival for rival in rivals if options.wants(rival.name)]
+    reasons = {rival.name: why for rival in wanted if (why := rival.missing())}
 
+    def run(rival: Rival) -> Sample:
+        path = paths[rival.links]
+        return one_run(path, rival, options.seconds, offload=options.offload).sample
 
-def engine(kind: Engine) -> Rival:
-    """Evenlink's engine of that kind."""
-
-    @contextmanager
-    def serve(path: Path3) -> Iterator[None]:
-        with path.router.inside():
-            served = QueueEngine(Queue(number=NUMBER, engine=kind), program())
-        served.start()
-        try:
-            yield
-        finally:
-            served.stop()
-
-    return serve
-
-
-class _DoneError(Exception):
-    """Leaves NetfilterQueue's loop."""
-
-
-@contextmanager
-def smallest_callback(path: Path3) -> Iterator[None]:
-    """NetfilterQueue with a callback that only sets a mark."""
-    done = threading.Event()
-
-    def mark(packet: netfilterqueue.Packet) -> None:
-        packet.set_mark(MARKS.mark(1))
-        packet.accept()
-        if done.is_set():
-            raise _DoneError
-
-    with path.router.inside():
-        queue = netfilterqueue.NetfilterQueue()
-        queue.bind(NUMBER, mark, max_len=8192, range=128, sock_len=8192 * 1152)
-    readable = select.poll()
-    readable.register(queue.get_fd(), select.POLLIN)
-
-    def run() -> None:
-        while not done.is_set():
-            readable.poll(50)
-            with suppress(_DoneError):
-                queue.run(block=False)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-        queue.unbind()
-
-
-def cpu_s(process: int) -> float:
-    """CPU time of all threads of a process, softirqs on their behalf included."""
-    total = 0
-    for task in Path("/proc", str(process), "task").iterdir():
-        total += int((task / "schedstat").read_text().split()[0])
-    return total / 1e9
-
-
-def one_run(path: Path3, rival: Rival | None, seconds: float) -> Sample:
-    """One rival, one window of time, after a warm-up."""
-    before = os.sched_getaffinity(0)
-    cores = sorted(before)
-    sending = path.sender.start(
-        *(PYTHON, "-m", "bench.sender"),
-        *(str(cores[0]), FIRST, str(ADDRESSES)),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
+    return in_turn(
+        {rival.name: partial(run, rival) for rival in wanted}, UNIT, options, left_out=reasons
     )
-    os.sched_setaffinity(0, {cores[-1]})  # threads that are started from here inherit it
-    try:
-        if rival is None:
-            return _window(sending, path.arrived, seconds)
-        with rival(path):
-            path.queue(True)
-            try:
-                return _window(sending, path.decided, seconds)
-            finally:
-                path.queue(False)
-    finally:
-        os.sched_setaffinity(0, before)
-        sending.kill()
-        sending.wait()
 
 
-def _window(sending: subprocess.Popen[str], count: Callable[[], int], seconds: float) -> Sample:
-    assert sending.stdin is not None
-    assert sending.stdout is not None
-    sending.stdout.readline()
-    sending.stdin.write("go\n")
-    sending.stdin.flush()
-    time.sleep(WARM_UP_S)
-
-    def now() -> tuple[float, int, float]:
-        return time.monotonic(), count(), cpu_s(sending.pid) + cpu_s(os.getpid())
-
-    start, packets, cpu = now()
-    time.sleep(seconds)
-    end, packets_then, cpu_then = now()
-    done = packets_then - packets
-    if not done:
-        raise LabError("no packet got through in a whole run")
-    return Sample(done / (end - start), (cpu_then - cpu) * 1e6 / done)
-
-
-def measure(runs: int, seconds: float) -> Result:
-    """Packets per second of each rival."""
-    path = Path3()
-    rivals: dict[str, Rival | None] = {
-        OURS: engine(Engine.BATCH),
-        "callback": engine(Engine.CALLBACK),
-        "netfilterqueue-python": smallest_callback,
-        "forward": None,
+def _below_its_limit(path: Path3, result: Result, options: Options) -> dict[str, object]:
+    """What is lost at 80 % of the median, exactly."""
+    ours = result.row(OURS)
+    if ours is None:
+        return {}
+    rate = int(ours.median * _SHARE)
+    options.progress.expect(1)
+    options.progress.step(f"{OURS} at {_SHARE:.0%} of its rate")
+    rival = next(rival for rival in EVERY_PACKET if rival.name == OURS)
+    run = one_run(path, rival, 2 * options.seconds, rate=rate)
+    return {
+        "dropped_at_80_percent": run.lost,
+        "at_80_percent": {"rate": rate, "sent": run.sent, "drops": dict(run.drops)},
     }
-    try:
-        return in_turn(
-            {name: partial(one_run, path, rival, seconds) for name, rival in rivals.items()},
-            "packets/s",
-            runs,
-        )
-    finally:
-        path.remove()
+
+
+def _first_packet(path: Path3, options: Options) -> Result:
+    def run(rival: Rival) -> Sample:
+        path.forget_connections()
+        try:
+            return one_run(path, rival, options.seconds, prepare=establish).sample
+        finally:
+            path.forget_connections()
+
+    reasons = {rival.name: why for rival in FIRST_PACKET if (why := rival.missing())}
+    return in_turn(
+        {rival.name: partial(run, rival) for rival in FIRST_PACKET},
+        UNIT,
+        options,
+        against={FIRST: None, "hmark+connmark": FIRST},
+        left_out=reasons,
+    )

@@ -1,0 +1,134 @@
+"""What decides packets in process, ours and its rivals: each a call without arguments.
+
+Ours and the floor write marks, and decisions, into the last argument that is bound to them. All
+decide the same packets: 64 bytes, UDP, each of another address pair.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import random
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from bench import native
+from dataplane.config.marks import Marks
+from dataplane.decide.facts import Family
+from dataplane.decide.program import AddressRange, ProgramRule, compile_program
+from dataplane.decide.slots import SLOTS
+from dataplane.hotpath import Classifier, Program
+
+PACKET_BYTES = 64
+KEY = 0x45_76_65_6E_6C_69_6E_6B
+MARKS = Marks()
+
+_HEADERS: dict[Family, bytes] = {
+    4: bytes([0x45, 0, 0, PACKET_BYTES, 0, 0, 0x40, 0, 64, 17, 0, 0]),
+    6: bytes([0x60, 0, 0, 0, 0, PACKET_BYTES - 40, 17, 64]),
+}
+_ADDRESS_BYTES: dict[Family, int] = {4: 4, 6: 16}
+
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Packets:
+    """`count` packets of one family, one behind the other; `offsets` has the end of the last."""
+
+    family: Family
+    count: int
+    buffer: memoryview
+    offsets: memoryview
+
+    @classmethod
+    def random(cls, family: Family, count: int, into: Sequence[AddressRange] = ()) -> Packets:
+        """Of random addresses; every other one goes to one of the ranges, if there are any."""
+        chance = random.Random(family)
+        # Begins with a page: each packet is one line of the cache.
+        buffer = mmap.mmap(-1, count * PACKET_BYTES)
+        head, size = _HEADERS[family], _ADDRESS_BYTES[family]
+        for at, octet in enumerate(head):
+            buffer[at::PACKET_BYTES] = bytes([octet]) * count
+        for at in range(len(head), len(head) + 2 * size):
+            buffer[at::PACKET_BYTES] = chance.randbytes(count)
+        for number in range(0, count if into else 0, 2):
+            span, at = chance.choice(into), number * PACKET_BYTES + len(head) + size
+            buffer[at : at + size] = chance.randint(span.first, span.last).to_bytes(size, "big")
+        offsets = array("I", range(0, count * PACKET_BYTES + 1, PACKET_BYTES))
+        return cls(family, count, memoryview(buffer), memoryview(offsets))
+
+    def first(self, count: int) -> Packets:
+        size = count * PACKET_BYTES
+        return Packets(self.family, count, self.buffer[:size], self.offsets[: count + 1])
+
+    def __iter__(self) -> Iterator[bytes]:
+        for at in range(0, self.count * PACKET_BYTES, PACKET_BYTES):
+            yield bytes(self.buffer[at : at + PACKET_BYTES])
+
+
+def slots(links: int) -> bytes:
+    """A slot table of equal links, drawn at random."""
+    return bytes(random.Random(links).choices(range(1, links + 1), k=SLOTS))
+
+
+def one_rule(table: bytes) -> ProgramRule:
+    return ProgramRule("all", tables={4: table, 6: table})
+
+
+def program(table: bytes) -> Program:
+    """What a configuration without rules compiles to."""
+    return Program(compile_program(marks=MARKS, key=KEY, rules=[one_rule(table)]))
+
+
+def program_with_lists(
+    lists: int, prefixes: int, table: bytes
+) -> tuple[Program, list[AddressRange]]:
+    """As many rules as lists, /24s in all, and one behind them that takes every packet."""
+    chance = random.Random(prefixes)
+    spans = [
+        AddressRange(4, at << 8, (at << 8) + 255) for at in chance.sample(range(1 << 24), prefixes)
+    ]
+    named = {f"list {number}": spans[number::lists] for number in range(lists)}
+    rules = [ProgramRule(name, decision=1, destination=(name,)) for name in named]
+    block = compile_program(marks=MARKS, key=KEY, rules=[*rules, one_rule(table)], lists=named)
+    return Program(block), spans
+
+
+def ours(packets: Packets, chosen: Program) -> partial[int]:
+    marks = array("I", bytes(4 * packets.count))
+    return partial(Classifier(chosen).classify_batch, packets.buffer, packets.offsets, marks)
+
+
+def floor(packets: Packets, table: bytes) -> partial[object]:
+    """Hash and look-up, nothing else; MachineError where there is no compiler."""
+    library = ctypes.CDLL(str(native.build("floor.c", "-O3", "-shared", "-fPIC")))
+    return partial(
+        library.floor_ipv4 if packets.family == 4 else library.floor_ipv6,
+        (ctypes.c_uint8 * len(packets.buffer)).from_buffer(packets.buffer),
+        (ctypes.c_uint32 * len(packets.offsets)).from_buffer(packets.offsets),
+        ctypes.c_uint64(packets.count),
+        ctypes.c_uint64(KEY),
+        ctypes.c_char_p(table),
+        (ctypes.c_uint32 * packets.count)(),
+    )
+
+
+def oracle(packets: Packets, table: bytes) -> Call:
+    """Plain Python; ImportError where xxhash or scapy is missing."""
+    from tests import reference
+
+    policy = reference.Policy(MARKS, KEY, [one_rule(table)], {})
+    each = list(packets)
+    return lambda: [policy.outcome(packet) for packet in each]
+
+
+def scapy(packets: Packets, table: bytes) -> Call:
+    """The oracle, but scapy reads the packet."""
+    from tests import reference
+
+    policy = reference.Policy(MARKS, KEY, [one_rule(table)], {})
+    each = list(packets)
+    return lambda: [policy.flow_outcome(reference.scapy_flow(packet)) for packet in each]
