@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import logging
 import signal
 import socket
@@ -18,6 +19,7 @@ from dataplane.config.model import Config
 from dataplane.daemon.answers import Answers
 from dataplane.daemon.control import ControlServer, Explain, Reload, Request, Status, Stop
 from dataplane.daemon.router import Router
+from dataplane.decide.slots import SLOTS
 from dataplane.errors import DaemonError, Error
 from dataplane.system.changes import ChangeListener
 
@@ -33,10 +35,13 @@ LOOK_PAUSE_S = 0.2
 LOOK_EVERY_S = 10.0
 SAMPLE_EVERY_S = 2.0
 
+_M_MMAP_THRESHOLD = -3  # malloc.h
+
 
 def run(path: Path) -> int:
     """Reads the file, applies it and serves until a signal ends it. Returns the exit status."""
     config = read_file(path)
+    return_large_blocks()
     logging.basicConfig(
         stream=sys.stderr,
         format="%(asctime)s evenlink %(levelname)s: %(message)s",
@@ -44,6 +49,17 @@ def run(path: Path) -> int:
     # Only ours: what the libraries tell at this level is no operator's business.
     log.setLevel(config.log_level.upper())
     return asyncio.run(_Daemon(path, config).serve())
+
+
+def return_large_blocks() -> None:
+    """Makes the C library hand blocks as large as a slot table back as soon as they are freed.
+
+    Tables and programs come and go with every change of a link. glibc begins so, but takes them
+    from its heap once the first is freed, where they leave holes that no other fits into: 60 KiB
+    for each time that a link went and came back. A limit that was set stays.
+    """
+    with contextlib.suppress(AttributeError):  # not every C library has it
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, SLOTS)
 
 
 class _Daemon:

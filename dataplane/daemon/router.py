@@ -13,6 +13,7 @@ import msgspec
 from dataplane.config.marks import Marks
 from dataplane.config.model import Config
 from dataplane.daemon.apply import (
+    Observed,
     check_mask,
     difference,
     digest_of,
@@ -24,9 +25,9 @@ from dataplane.daemon.apply import (
 from dataplane.daemon.engine import QueueEngine
 from dataplane.daemon.look import Machine, running_table
 from dataplane.daemon.report import RateMeter
-from dataplane.daemon.steps import Step
 from dataplane.decide.facts import FAMILIES, Facts, Family
 from dataplane.decide.fit import misfits
+from dataplane.decide.plan import Plan
 from dataplane.decide.slots import SLOTS, moved
 from dataplane.decide.wish import Wish, make_wish
 from dataplane.errors import Error, MachineError
@@ -139,14 +140,15 @@ class Router:
         program = Program(wish.program())
         self._engine = QueueEngine(config.queue, program)
         self._engine.start()
-        observed = observe(self._machine.netlink, ())
+        plan = wish.plan()
+        observed = self._observe(plan)
         check_mask(observed, config.mark_mask)
         self._state = _state_of(before, wish)
         if observed.empty and not before.sysctls:
             chains = tuple(sorted(iptables.mangle_chains()))
             self._state = _with(self._state, mangle_before=chains)
         try:
-            self._apply(wish)
+            self._apply(plan, observed)
         except BaseException:
             # The steps are undone already, unless it was what comes after them that failed.
             with contextlib.suppress(Error):
@@ -246,7 +248,8 @@ class Router:
         self.engine.swap(program)
         try:
             self._state = _state_of(state, wish)
-            self._apply(wish)
+            plan = wish.plan()
+            self._apply(plan, self._observe(plan))
         except BaseException:
             self.engine.swap(Program(old.program()))
             self._state = state
@@ -258,7 +261,8 @@ class Router:
         self._dead |= _died(old, wish)
 
     def _mend(self, wish: Wish) -> None:
-        steps = self._steps(wish)
+        plan = wish.plan()
+        steps = difference(self._observe(plan), plan, self._state.listing)
         if not steps:
             return
         self.mended += 1
@@ -294,16 +298,14 @@ class Router:
             return
         self._dead = set()
 
-    def _steps(self, wish: Wish) -> list[Step]:
-        plan = wish.plan()
-        observed = observe(self._machine.netlink, (one.key for one in plan.sysctls))
-        return difference(observed, plan, self._state.listing)
+    def _observe(self, plan: Plan) -> Observed:
+        return observe(self._machine.netlink, (one.key for one in plan.sysctls))
 
-    def _apply(self, wish: Wish) -> None:
-        steps = self._steps(wish)
+    def _apply(self, plan: Plan, observed: Observed) -> None:
+        steps = difference(observed, plan, self._state.listing)
         originals = dict(self._state.sysctls)
-        for one in wish.plan().sysctls:
-            now = sysctl.read(one.key)
+        for one in plan.sysctls:
+            now = observed.sysctls[one.key]
             if now is not None and one.key not in originals:
                 originals[one.key] = now
                 if now != one.value:

@@ -27,22 +27,32 @@ MOST_LINKS = 254
 _SLOTS_FOR_A_QUOTA = 4
 
 
-def _scatter(rank: int) -> int:
-    """A bijection of 0 to 65535 without visible order. It is part of the format: never change it.
+def _scattered() -> array[int]:
+    """The order in which slots are dealt: a bijection of 0 to 65535 without visible order. It is
+    part of the format: never change it.
 
     Each step can be undone (xor with a right shift of itself, times an odd number modulo 65536),
-    hence so can all of them together.
+    hence so can all of them together. In one loop, since every start waits for it.
     """
-    x = rank
-    for shift, factor in ((7, 0x6B43), (9, 0x9E2D), (6, 0x34A7)):
-        x ^= x >> shift
-        x = x * factor + 0x5F17 & 0xFFFF
-    return x ^ x >> 8
+    order = array("H")
+    for rank in range(SLOTS):
+        x = (rank ^ rank >> 7) * 0x6B43 + 0x5F17 & 0xFFFF
+        x = (x ^ x >> 9) * 0x9E2D + 0x5F17 & 0xFFFF
+        x = (x ^ x >> 6) * 0x34A7 + 0x5F17 & 0xFFFF
+        order.append(x ^ x >> 8)
+    return order
 
 
-# The order in which slots are dealt, and each slot's place in it.
-_ORDER = array("H", map(_scatter, range(SLOTS)))
-_RANK = array("H", sorted(range(SLOTS), key=_ORDER.__getitem__))
+def _ranks(order: array[int]) -> array[int]:
+    """Each slot's place in the order."""
+    ranks = array("H", order)
+    for rank, slot in enumerate(order):
+        ranks[slot] = rank
+    return ranks
+
+
+_ORDER = _scattered()
+_RANK = _ranks(_ORDER)
 
 # A draw is a look at another slot of the table: which one, follows from the slot and the draw's
 # key. After the last draw a slot goes wherever the quota of the whole has room.
