@@ -25,7 +25,6 @@ _PRIVATE = {
     6: "fc00::/7",
 }
 _PORT_PROTOCOLS = "meta l4proto { tcp, udp, udplite, sctp, dccp }"
-_TRANSLATED = "ct status snat ct direction original"
 _HASHED: dict[Fields, tuple[tuple[str, ...], tuple[str, ...]]] = {
     Fields.BOTH_ADDRESSES: (("saddr", "daddr"), ()),
     Fields.BOTH_PORTS: ((), ("sport", "dport")),
@@ -65,7 +64,6 @@ def all_chains(plan: Plan) -> list[tuple[str, list[str]]]:
     chains.append(("postrouting_nat", _postrouting_nat(plan)))
     chains.append(("save", _save(plan)))
     if any(uses_nat(planned) for planned in plan.links):
-        chains += _translated_chains(plan)
         chains.append(("guard", _guard(plan)))
     chains.append(("postrouting_leave", _postrouting_leave(plan)))
     return chains
@@ -140,8 +138,6 @@ def _link_chains(plan: Plan) -> list[tuple[str, list[str]]]:
                     f"ct state new ct direction original {_NFPROTO[family]} "
                     f"update @{pair_set(planned, family)} {{ {pair} timeout {PAIR_TIMEOUT} }}"
                 )
-        if _forgotten_with_address(planned):
-            leave.append(f"{_TRANSLATED} accept")
         chains.append((f"inbound_{planned.id}", [save, "accept"]))
         chains.append((f"adopt_{planned.id}", [save, _set("meta", plan, planned.mark), "accept"]))
         chains.append((f"leave_{planned.id}", leave))
@@ -419,31 +415,10 @@ def _postrouting_leave(plan: Plan) -> list[str]:
     rules = [_base("filter", "postrouting", "300")]
     if 6 not in plan.families:
         rules.append("meta nfproto ipv6 accept")
-    translated = [
-        f"{planned.mark:#010x} : jump translated_{planned.id}"
-        for planned in plan.links
-        if _forgotten_with_address(planned)
-    ]
-    if translated:
-        rules.append(f"{_TRANSLATED} {_ours('ct', plan)} vmap {{ {', '.join(translated)} }}")
     rules.append(f"{_ours('ct', plan)} == 0x00000000 jump save")
     if any(uses_nat(planned) for planned in plan.links):
         rules.append("goto guard")
     return rules
-
-
-def _forgotten_with_address(planned: PlannedLink) -> bool:
-    """The kernel itself forgets masqueraded connections when their address goes: what is
-    translated and leaves by its own link has a source of that link, without looking it up."""
-    return planned.link.nat is Nat.MASQUERADE and not planned.shared
-
-
-def _translated_chains(plan: Plan) -> list[tuple[str, list[str]]]:
-    return [
-        (f"translated_{planned.id}", [f'oifname "{planned.link.interface}" accept'])
-        for planned in plan.links
-        if _forgotten_with_address(planned)
-    ]
 
 
 def _save(plan: Plan) -> list[str]:
@@ -465,8 +440,8 @@ def _guard(plan: Plan) -> list[str]:
     guarded = [planned for planned in plan.links if uses_nat(planned)]
     rules = [
         f"oifname != {_names(planned.link.interface for planned in guarded)} accept",
-        "rt ipsec exists accept",
         "fib saddr . oif type local accept",
+        "rt ipsec exists accept",
         "ip saddr 0.0.0.0 accept",
         "ip6 saddr { ::, fe80::/10 } accept",
     ]

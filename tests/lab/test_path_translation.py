@@ -246,3 +246,31 @@ def test_a_masqueraded_connection_never_leaves_by_another_link(lab: Lab, family:
                 return kept
 
         eventually(lambda: heard_from() == other.name, "it begins anew by the other link")
+
+
+def test_what_another_translated_leaves_by_its_own_link_only(lab: Lab) -> None:
+    """Somebody else's NAT comes first and gives everything isp-a's address."""
+    lab.run(lab.file(key=KEY))
+    way = lab.topology.link("isp-a")
+    lan = lab.topology.lans[0]
+    lab.router.run(
+        *("nft", "-f", "-"),
+        stdin=f"""table ip other {{
+    chain translate {{
+        type nat hook postrouting priority srcnat - 1;
+        ip saddr {lan.clients(4)[0]} snat to {way.address(4)}
+    }}
+}}
+""",
+    )
+    stopped = 0
+    with rightful_sources(lab):
+        for target in lab.topology.serving(4):
+            with call(lab, target, source=lan.clients(4)[0], patience_s=0.3) as talk:
+                before = counted(lab, "wrong_source")
+                try:
+                    assert link_of(lab, talk.goes_on()) == "isp-a"
+                except TimeoutError:
+                    stopped += 1
+                    assert counted(lab, "wrong_source") > before
+    assert 0 < stopped < len(lab.topology.serving(4)), "both links were chosen"
