@@ -10,6 +10,8 @@
 
 #include "program.h"
 
+enum { BATCH_AHEAD = 32 };
+
 struct batch {
     const uint8_t *buffer;
     const void *offsets; /* uint64_t each if `wide`, else uint32_t; one more than packets */
@@ -35,6 +37,15 @@ static inline int batch_is_legal(const struct batch *batch, uint64_t size)
     return batch_offset(batch, batch->count) <= size;
 }
 
+/* The processor does not foresee where packets begin whose sizes differ. */
+static inline __attribute__((always_inline)) void batch_prefetch(const struct batch *batch,
+                                                                 uint64_t at)
+{
+    uint64_t ahead = at + BATCH_AHEAD < batch->count ? at + BATCH_AHEAD : at;
+
+    __builtin_prefetch(batch->buffer + batch_offset(batch, ahead));
+}
+
 /* Decides plain packets of one family from number `at` on; returns the number of the first packet
  * that is not one. Decisions are counted in `found`. `family` is a constant in both callers. */
 static inline __attribute__((always_inline)) uint64_t batch_decide_plain(
@@ -52,11 +63,22 @@ static inline __attribute__((always_inline)) uint64_t batch_decide_plain(
 
         if (!pair)
             break;
+        batch_prefetch(batch, at);
         uint8_t decision = table[hash_pair(pair, family == 4 ? 4 : 16, program->key) >> 48];
         batch->marks[at] = (batch->marks[at] & others) | (uint32_t)decision << shift;
         found[decision]++;
     }
     return at;
+}
+
+static inline int batch_is_plain(const struct program *program, const struct batch *batch,
+                                 uint64_t at)
+{
+    const uint8_t *packet = batch->buffer + batch_offset(batch, at);
+    const uint8_t *end = batch->buffer + batch_offset(batch, at + 1);
+
+    return (program->pair_tables[0] && plain_pair_ipv4(packet, end))
+           || (program->pair_tables[1] && plain_pair_ipv6(packet, end));
 }
 
 /* Decides any one packet; returns whether it was decided. */
@@ -85,8 +107,10 @@ static inline __attribute__((always_inline)) uint64_t batch_decide_all(
         at = batch_decide_plain(program, batch, 4, at, found);
         at = batch_decide_plain(program, batch, 6, at, found);
         plain += at - begin;
-        if (at == begin)
-            general += (uint64_t)batch_decide(program, batch, at++, tally);
+        for (; at < batch->count && !batch_is_plain(program, batch, at); at++) {
+            batch_prefetch(batch, at);
+            general += (uint64_t)batch_decide(program, batch, at, tally);
+        }
     }
     add_some(&tally->reasons[REASON_DECIDED], plain);
     add_some(&tally->rules[0], plain);

@@ -254,16 +254,22 @@ static inline void queue_worker_answer(struct queue_worker *worker, uint32_t id,
 static inline void queue_worker_decide(struct queue_worker *worker, const struct program *program,
                                        const struct queued *queued, int whole)
 {
-    struct queue_counters *counters = &worker->counters;
     struct decision decision = {.mark = queued->mark, .rule = UINT32_MAX};
-    enum reason reason = REASON_BAD_MESSAGE;
+    enum reason reason = whole ? REASON_NO_PAYLOAD : REASON_BAD_MESSAGE;
 
-    if (whole)
-        reason = queued->packet ? program_classify(program, queued->packet, queued->end,
-                                                   queued->mark, &decision)
-                                : REASON_NO_PAYLOAD;
-    add_one(&counters->packets);
-    tally_add(&counters->decided, reason, &decision);
+    if (whole && queued->packet) {
+        decision.decision = program_decide_plain(program, queued->packet, queued->end);
+        if (decision.decision) {
+            decision.rule = 0;
+            decision.mark = program_mark(program, queued->mark, decision.decision);
+            reason = REASON_DECIDED;
+        } else {
+            reason = program_classify(program, queued->packet, queued->end, queued->mark,
+                                      &decision);
+        }
+    }
+    add_one(&worker->counters.packets);
+    tally_add(&worker->counters.decided, reason, &decision);
     queue_worker_answer(worker, queued->id, reason == REASON_DECIDED, decision.mark);
 }
 

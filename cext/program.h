@@ -146,6 +146,11 @@ static inline const uint8_t *program_table(const struct program *program, uint32
     return program->tables + (uint64_t)number * PROGRAM_SLOTS;
 }
 
+static inline uint32_t program_mark(const struct program *program, uint32_t mark, uint8_t decision)
+{
+    return (mark & ~program->mark_mask) | (uint32_t)decision << program->mark_shift;
+}
+
 static inline const uint64_t *ranges4_find(const struct program *program, const uint8_t *address)
 {
     const struct ranges4 *ranges = &program->v4;
@@ -250,11 +255,24 @@ static inline enum reason program_decide(const struct program *program, const st
             decision->slot = (uint16_t)(decision->hash >> 48);
             decision->decision = program_table(program, table)[decision->slot];
         }
-        decision->mark = (mark & ~program->mark_mask)
-                         | (uint32_t)decision->decision << program->mark_shift;
+        decision->mark = program_mark(program, mark, decision->decision);
         return REASON_DECIDED;
     }
     return REASON_NO_RULE;
+}
+
+/* What nearly every packet is: plain, under a program with pair tables. Returns its decision; 0: it
+ * takes program_classify to say. */
+static inline uint8_t program_decide_plain(const struct program *program, const uint8_t *at,
+                                           const uint8_t *end)
+{
+    const uint8_t *pair;
+
+    if (program->pair_tables[0] && (pair = plain_pair_ipv4(at, end)))
+        return program->pair_tables[0][hash_pair(pair, 4, program->key) >> 48];
+    if (program->pair_tables[1] && (pair = plain_pair_ipv6(at, end)))
+        return program->pair_tables[1][hash_pair(pair, 16, program->key) >> 48];
+    return 0;
 }
 
 static inline enum reason program_classify(const struct program *program, const uint8_t *at,

@@ -23,6 +23,9 @@ enum {
     SPIN_US = 1000000,
     STEADY_TRIES = 20,
     RACES = 2000,
+    TURN = 1,
+    UNREADABLE = 2,
+    UNMARKED = 0xffff,             /* what a verdict without a mark is noted as */
     FIRST_BATCH = QUEUE_BATCH + 1, /* one more than one send takes: the batch has two */
 };
 
@@ -72,8 +75,8 @@ static uint32_t others(uint32_t id)
     return id & 1;
 }
 
-/* One datagram with `count` queued packets, numbered on; the first mark is `first`, and where its
- * bit is set in `turns` the next one is the other mark. */
+/* One datagram with `count` queued packets, numbered on. The first mark is `first`; where `turns`
+ * says TURN it is the other mark from there on, and where it says UNREADABLE, the packet is. */
 static void feed_marked(int count, uint32_t first, const uint8_t *turns)
 {
     static uint8_t message[COPY_BYTES];
@@ -84,7 +87,7 @@ static void feed_marked(int count, uint32_t first, const uint8_t *turns)
         uint8_t *begin = at, header[7] = {0};
         uint32_t id = htonl(fed++), length, wire;
 
-        if (number && (!turns || turns[number]))
+        if (number && (!turns || turns[number] == TURN))
             mark = !mark;
         wire = htonl(mark);
 
@@ -92,7 +95,8 @@ static void feed_marked(int count, uint32_t first, const uint8_t *turns)
         at = message_begin(at, 0, QUEUE_MSG_PACKET, 0, 0, NUMBER);
         at = message_add(at, QUEUE_ATTR_PACKET_HDR, header, sizeof header);
         at = message_add(at, QUEUE_ATTR_MARK, &wire, sizeof wire);
-        at = message_add(at, QUEUE_ATTR_PAYLOAD, packet, sizeof packet);
+        at = message_add(at, QUEUE_ATTR_PAYLOAD, packet,
+                         turns && turns[number] == UNREADABLE ? 1 : sizeof packet);
         length = (uint32_t)(at - begin);
         memcpy(begin, &length, sizeof length);
     }
@@ -112,19 +116,23 @@ static int take(void)
     ssize_t got = recv(kernel, message, sizeof message, MSG_DONTWAIT);
 
     CHECK(got > 0 || errno == EAGAIN);
-    if (got < VERDICT_BYTES)
+    if (got < VERDICT_BYTES - 8)
         return got > 0;
-    for (const uint8_t *at = message; at < message + got; at += VERDICT_BYTES) {
+    for (const uint8_t *at = message; at < message + got;) {
         struct nlmsghdr header;
         uint32_t id = load_be32(at + MESSAGE_HEADER + 8);
 
         memcpy(&header, at, sizeof header);
-        CHECK(header.nlmsg_len == VERDICT_BYTES && id >= answered && id < fed);
+        CHECK(header.nlmsg_len == VERDICT_BYTES || header.nlmsg_len == VERDICT_BYTES - 8);
+        CHECK(id >= answered && id < fed);
         CHECK(header.nlmsg_type
               == (id > answered ? QUEUE_MSG_VERDICT_BATCH : QUEUE_MSG_VERDICT));
         while (answered <= id)
-            marks[answered++] = load_be32(at + MESSAGE_HEADER + 12 + 4);
+            marks[answered++] = header.nlmsg_len == VERDICT_BYTES
+                                    ? load_be32(at + MESSAGE_HEADER + 12 + 4)
+                                    : UNMARKED;
         verdicts++;
+        at += header.nlmsg_len;
     }
     return 1;
 }
@@ -254,23 +262,25 @@ static void check_races(struct program *first, char **names)
     program_close(old);
 }
 
-/* Neighbours with equal marks share a verdict, and each packet gets its own mark. */
+/* Neighbours with equal marks share a verdict, and each packet gets its own mark; one that cannot
+ * be read ends a run and keeps the mark that it came with. */
 static void check_runs(const struct program *program)
 {
     const uint32_t start = fed, before = verdicts;
     uint8_t turns[QUEUE_BATCH];
-    uint32_t runs = 1, mark = 0;
+    uint32_t runs = 0, mark = 0;
 
     for (int at = 0; at < QUEUE_BATCH; at++) {
-        turns[at] = at % 7 == 3 || at % 11 == 5 || at > QUEUE_BATCH - 4;
-        runs += at && turns[at];
+        turns[at] = at % 7 == 3 || at % 11 == 5 ? TURN : at % 17 == 8 ? UNREADABLE : 0;
+        runs += at == 0 || turns[at] || turns[at - 1] == UNREADABLE;
     }
     feed_marked(QUEUE_BATCH, mark, turns);
     EVENTUALLY(take() && answered == fed);
     for (uint32_t at = 0; at < QUEUE_BATCH; at++) {
-        if (at && turns[at])
+        if (at && turns[at] == TURN)
             mark = !mark;
-        CHECK(marks[start + at] == (mark_of(program) | mark));
+        CHECK(marks[start + at]
+              == (turns[at] == UNREADABLE ? UNMARKED : (mark_of(program) | mark)));
     }
     CHECK(verdicts - before == runs);
 }

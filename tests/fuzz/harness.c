@@ -2,7 +2,8 @@
  *
  *   harness ROUNDS SEED BLOCK...      BLOCK: a file with a legal program
  *
- * Each input lies in an allocation of exactly its size, so that one byte too far is a fault.
+ * Each input lies in an allocation of exactly its size, so that one byte too far is a fault; the
+ * packets of a batch lie in one.
  */
 #include "batch.h"
 #include "loader.h"
@@ -59,6 +60,9 @@ static void fuzz_packet(const struct program *program)
     memcpy(packet, made, size);
     enum reason reason = program_classify(program, packet, packet + size, 7, &decision);
     if (reason >= REASON_COUNT || (reason != REASON_DECIDED && decision.mark != 7))
+        abort();
+    uint8_t plain = program_decide_plain(program, packet, packet + size);
+    if (plain && (reason != REASON_DECIDED || decision.decision != plain || decision.rule))
         abort();
     free(packet);
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 import threading
 from array import array
 from collections import Counter
@@ -16,8 +17,8 @@ from scapy.layers.inet6 import IPv6
 
 from dataplane.config.marks import Marks
 from dataplane.config.model import Fields
-from dataplane.decide.program import AddressRange, Family, ProgramRule
-from dataplane.hotpath import REASONS, Classifier
+from dataplane.decide.program import AddressRange, Family, ProgramRule, compile_program
+from dataplane.hotpath import REASONS, Classifier, Program
 from tests import packets
 from tests.policies import compiled, flattened, pair_policies, policies, table
 from tests.reference import Policy
@@ -116,6 +117,19 @@ def test_a_batch_goes_no_short_way_where_the_first_rule_asks_for_more(first: Pro
     plain = [b"\x45\0\0\x1c" + any_.randbytes(24) for _ in range(40)]
     plain += [b"\x60\0\0\0\0\x08\x11\x40" + any_.randbytes(40) for _ in range(40)]
     assert_batch_decides(policy, [(packet, 0) for packet in plain], "Q")
+
+
+def test_a_fixed_decision_wins_over_slots_in_a_batch_too() -> None:
+    """The compiler never writes a rule with both, the loader takes it."""
+    block = bytearray(
+        compile_program(marks=Marks(), key=9, rules=[ProgramRule("all", tables={4: TABLE})])
+    )
+    (rules,) = struct.unpack_from("=Q", block, 40)
+    block[rules + 18] = 77
+    classifier, found = Classifier(Program(block)), array("I", [0])
+    packet = bytes(IP(src="192.0.2.1", dst="192.0.2.2") / UDP())
+    classifier.classify_batch(packet, array("I", [0, len(packet)]), found)
+    assert found[0] == classifier.mark(packet, 0) == Marks().mark(77)
 
 
 def assert_batch_decides(policy: Policy, queued: list[tuple[bytes, int]], width: str) -> None:
