@@ -103,8 +103,8 @@ class Counters(DecisionCounters):
     """Counts since the queue was bound.
 
     `verdict_errors` are verdicts that the kernel answered with an error: neighbours with equal
-    marks share one, and it is an error only if all of them are gone. `enobufs` counts the times that the socket said it had overflowed,
-    `refused` the messages it had no room for.
+    marks share one, and it is an error only if all of them are gone. `enobufs` counts the times
+    that the socket said it had overflowed, `refused` the messages it had no room for.
     """
 
     packets: int
