@@ -6,6 +6,7 @@ import argparse
 import importlib
 import json
 import signal
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -70,7 +71,8 @@ def _seconds(text: str) -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser().parse_args(arguments)
     # As Ctrl-C: namespaces and settings are put back.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda sent, _: sys.exit(128 + sent))
     if chosen.name == "report":
         return _report(chosen.out, DOCS)
     options = Options(
@@ -86,7 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in names:
         try:
             result = _measured(name, options)
-        except (Error, ImportError) as fault:  # the others are measured all the same
+        except (Error, ImportError, OSError, subprocess.SubprocessError) as fault:
+            # The others are measured all the same.
             print(f"bench {name}: {fault}", file=sys.stderr)
             status = fault.exit_status if isinstance(fault, Error) else Error.exit_status
             continue

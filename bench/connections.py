@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import socket
 import struct
+import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bench.path import ADDRESSES, Path3
 from bench.sender import Sender
 from dataplane.errors import MachineError
-from dataplane.lab.namespaces import LabError
+from dataplane.lab.namespaces import LabError, environment
 
 # One for the whole machine: namespaces see it, and cannot set it.
 _MOST = Path("/proc/sys/net/netfilter/nf_conntrack_max")
@@ -35,16 +36,22 @@ def room_for_connections(count: int) -> Iterator[None]:
     needed = count * _CONNECTION_BYTES
     if _available_bytes() < 2 * needed:
         raise MachineError(f"{count} connections need {2 * needed >> 20} MiB of free memory")
+    # Asking loads the module, without which there is no such setting.
+    subprocess.run(["conntrack", "-C"], env=environment(), capture_output=True)
     try:
         before = int(_MOST.read_text())
     except OSError as fault:
         raise MachineError(f"this kernel tracks no connections: {fault}") from fault
-    if before < count:
-        _MOST.write_text(str(count))
     try:
+        if before < count:
+            try:
+                _MOST.write_text(str(count))
+            except OSError as fault:
+                raise MachineError(f"no room for {count} connections: {fault}") from fault
         yield
     finally:
-        _MOST.write_text(str(before))
+        with suppress(OSError):
+            _MOST.write_text(str(before))
 
 
 def _available_bytes() -> int:

@@ -1,7 +1,7 @@
 """What decides packets in process, ours and its rivals: each a call without arguments.
 
 Ours and the floor write marks, and decisions, into the last argument that is bound to them. All
-decide the same packets: 64 bytes, UDP, each of another address pair.
+decide the same packets: UDP, each of another address pair, of 64 bytes unless it is said.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate, pairwise
 
 from bench import native
 from dataplane.config.marks import Marks
@@ -21,14 +22,10 @@ from dataplane.decide.program import AddressRange, ProgramRule, compile_program
 from dataplane.decide.slots import SLOTS
 from dataplane.hotpath import Classifier, Program
 
-PACKET_BYTES = 64
+PACKET_BYTES, MOST_BYTES = 64, 1514
 KEY = 0x45_76_65_6E_6C_69_6E_6B
 MARKS = Marks()
 
-_HEADERS: dict[Family, bytes] = {
-    4: bytes([0x45, 0, 0, PACKET_BYTES, 0, 0, 0x40, 0, 64, 17, 0, 0]),
-    6: bytes([0x60, 0, 0, 0, 0, PACKET_BYTES - 40, 17, 64]),
-}
 _ADDRESS_BYTES: dict[Family, int] = {4: 4, 6: 16}
 
 Call = Callable[[], object]
@@ -44,12 +41,24 @@ class Packets:
     offsets: memoryview
 
     @classmethod
+    def of_all_sizes(cls, family: Family, count: int) -> Packets:
+        """From 64 to 1,514 bytes, as in a capture."""
+        chance = random.Random(family)
+        packets = []
+        for _ in range(count):
+            size = chance.randint(PACKET_BYTES, MOST_BYTES)
+            head = _head(family, size)
+            packets.append(head + chance.randbytes(size - len(head)))
+        offsets = array("I", accumulate(map(len, packets), initial=0))
+        return cls(family, count, memoryview(bytearray().join(packets)), memoryview(offsets))
+
+    @classmethod
     def random(cls, family: Family, count: int, into: Sequence[AddressRange] = ()) -> Packets:
         """Of random addresses; every other one goes to one of the ranges, if there are any."""
         chance = random.Random(family)
         # Begins with a page: each packet is one line of the cache.
         buffer = mmap.mmap(-1, count * PACKET_BYTES)
-        head, size = _HEADERS[family], _ADDRESS_BYTES[family]
+        head, size = _head(family, PACKET_BYTES), _ADDRESS_BYTES[family]
         for at, octet in enumerate(head):
             buffer[at::PACKET_BYTES] = bytes([octet]) * count
         for at in range(len(head), len(head) + 2 * size):
@@ -61,12 +70,19 @@ class Packets:
         return cls(family, count, memoryview(buffer), memoryview(offsets))
 
     def first(self, count: int) -> Packets:
-        size = count * PACKET_BYTES
+        size = self.offsets[count]
         return Packets(self.family, count, self.buffer[:size], self.offsets[: count + 1])
 
     def __iter__(self) -> Iterator[bytes]:
-        for at in range(0, self.count * PACKET_BYTES, PACKET_BYTES):
-            yield bytes(self.buffer[at : at + PACKET_BYTES])
+        for begin, end in pairwise(self.offsets):
+            yield bytes(self.buffer[begin:end])
+
+
+def _head(family: Family, size: int) -> bytes:
+    """All that comes before the addresses."""
+    if family == 4:
+        return bytes([0x45, 0, *divmod(size, 256), 0, 0, 0x40, 0, 64, 17, 0, 0])
+    return bytes([0x60, 0, 0, 0, *divmod(size - 40, 256), 17, 64])
 
 
 def slots(links: int) -> bytes:
@@ -97,9 +113,15 @@ def program_with_lists(
     return Program(block), spans
 
 
+def _marks(packets: Packets) -> memoryview:
+    """Begins with a page: where it lies beside the offsets made a difference of a tenth."""
+    return memoryview(mmap.mmap(-1, 4 * packets.count)).cast("I")
+
+
 def ours(packets: Packets, chosen: Program) -> partial[int]:
-    marks = array("I", bytes(4 * packets.count))
-    return partial(Classifier(chosen).classify_batch, packets.buffer, packets.offsets, marks)
+    return partial(
+        Classifier(chosen).classify_batch, packets.buffer, packets.offsets, _marks(packets)
+    )
 
 
 def floor(packets: Packets, table: bytes) -> partial[object]:
@@ -112,7 +134,7 @@ def floor(packets: Packets, table: bytes) -> partial[object]:
         ctypes.c_uint64(packets.count),
         ctypes.c_uint64(KEY),
         ctypes.c_char_p(table),
-        (ctypes.c_uint32 * packets.count)(),
+        (ctypes.c_uint32 * packets.count).from_buffer(_marks(packets)),
     )
 
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Self
 from bench.connections import room_for_connections
 from bench.measure import Options, Result, Row, Sample
 from bench.path import missing
-from dataplane.errors import MachineError
+from dataplane.errors import Error
 from dataplane.hotpath import kernel_queues
 from dataplane.lab import Lab, uplinks
 from dataplane.lab.daemon import Daemon
@@ -259,6 +259,6 @@ def measure(options: Options) -> Result:
                     idle, full, extra = _memory(lab, beginner)
                     rows["idle"].samples.append(Sample(idle.resident_mib))
                     rows["connections"].samples.append(Sample(full.resident_mib))
-    except MachineError as fault:
+    except Error as fault:
         return Result([], dict.fromkeys(rows, str(fault)))
     return Result([row for row in rows.values() if options.wants(row.name)], extra=extra)

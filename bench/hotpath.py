@@ -8,10 +8,11 @@ one call. Rows are times, so a ratio above 1 says how many times as long Evenlin
     oracle      tests/reference.py: plain Python and the xxhash package
     scapy       the same, where scapy reads the packet
 
-Behind the name: -ipv6; -1M, a million packets, which no cache holds; -100-rules, as many rules on
-lists of 100 prefixes each, which most packets pass all; -list-10k and -list-1M, one rule on a list
-of so many prefixes, which takes every other packet. The curves are medians against the number of
-packets, and against the number of links.
+Behind the name: -ipv6; -1M, a million packets, which no cache holds; -sizes, 65,536 packets of 64
+to 1,514 bytes, as captures have them; -100-rules, as many rules on lists of 100 prefixes each,
+which most packets pass all; -list-10k and -list-1M, one rule on a list of so many prefixes, which
+takes every other packet. The curves are medians against the number of packets, and against the
+number of links.
 
 `--pcap FILE` decides the packets of a capture, too, and says where they went.
 """
@@ -37,7 +38,7 @@ from dataplane.hotpath import Classifier
 
 UNIT = "ns/packet"
 RATIOS = "Ratios are of times: how many times as long Evenlink takes; less is better."
-IN_CACHE, IN_MEMORY = 4096, 1 << 20
+IN_CACHE, IN_MEMORY, OF_ALL_SIZES = 4096, 1 << 20, 1 << 16
 SIZES = tuple(1 << power for power in range(6, 21, 2))
 LINKS = (2, 4, 8, 16, 32, 64)
 BEHIND: dict[Family, str] = {4: "", 6: "-ipv6"}
@@ -94,14 +95,19 @@ def _rows(many: Mapping[Family, Packets], options: Options) -> Result:
     against: dict[str, str | None] = {}
     left_out: dict[str, str] = {}
     table = deciders.slots(2)
-    for count, family in product((IN_CACHE, IN_MEMORY), BEHIND):
-        behind = ("-1M" if count == IN_MEMORY else "") + BEHIND[family]
+    for what, family in product(("", "-1M", "-sizes"), BEHIND):
+        behind = what + BEHIND[family]
         against[f"floor{behind}"] = f"{OURS}{behind}"
         against[f"{OURS}{behind}"] = None
         if why := native.missing("floor.c"):
             left_out[f"floor{behind}"] = why
-        for name, call in _with_floor(many[family].first(count), table).items():
-            calls[f"{name}{behind}"] = call, count
+        if not options.wants(f"floor{behind}") and not options.wants(f"{OURS}{behind}"):
+            continue
+        packets = many[family] if what else many[family].first(IN_CACHE)
+        if what == "-sizes":
+            packets = Packets.of_all_sizes(family, OF_ALL_SIZES)
+        for name, call in _with_floor(packets, table).items():
+            calls[f"{name}{behind}"] = call, packets.count
     for name, rival in (("oracle", deciders.oracle), ("scapy", deciders.scapy)):
         try:
             calls[name] = rival(many[4].first(_FEW), table), _FEW

@@ -16,24 +16,22 @@ the same path with connections tracked and translated, `forward+conntrack`.
 from __future__ import annotations
 
 import statistics
-import subprocess
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 from bench import native, sender
-from bench.cpu import spent_s
 from bench.measure import OURS, Options, Result, Row, Sample
 from bench.path import QUEUE, SERVER, Path3, missing
 from bench.rivals import Rival, Serving, daemon, kernel, queued
+from bench.turns import Standing, lines, stand
 from dataplane.config.marks import Marks
 from dataplane.config.model import Queue
 from dataplane.daemon.engine import QueueEngine
 from dataplane.decide.program import ProgramRule, compile_program
 from dataplane.decide.slots import SLOTS
-from dataplane.errors import Error
 from dataplane.hotpath import Program
 from dataplane.lab.namespaces import PYTHON, LabError
 
@@ -43,11 +41,9 @@ FORWARD, TRACKED = "forward", "forward+conntrack"
 PAUSE_US = 1000
 SPIN_US = 10_000
 _PINGS_A_SECOND = 800  # of each row, by `seconds`
-_FEWEST = 100
+_FEWEST = 20
 _ANSWERED = 0.99
 _LONGEST_S = 120.0
-
-
 # Whose round trip is shown whole; all others' is what they add to FORWARD's, or to that one's.
 _WHOLE = (FORWARD, TRACKED)
 _BASES = {FIRST: TRACKED}
@@ -83,16 +79,21 @@ class _Trips:
         self.us: dict[str, list[list[float]]] = defaultdict(list)
         self.cpu_us: dict[str, list[float]] = defaultdict(list)
 
-    def ask(self, paths: Mapping[str, tuple[Path3, Serving]], rounds: int) -> None:
-        """One run: each path that many times."""
-        spaces = [path.sender.name for path, _ in paths.values()]
-        before = {name: _worker_s(serving) for name, (_, serving) in paths.items()}
-        for name, trips in zip(paths, _pings(spaces, rounds), strict=True):
+    def ask(self, standing: Mapping[str, Standing], rounds: int) -> None:
+        """One run: each that many times. LabError if more than a few got no answer."""
+        spaces = [one.path.sender.name for one in standing.values()]
+        before = {name: one.worker_s() for name, one in standing.items()}
+        said = lines(
+            native.build("echo.c"),
+            (sender.sender_core(), SERVER, rounds, PAUSE_US, *spaces),
+            _LONGEST_S,
+        )
+        for name, column in zip(standing, zip(*said, strict=True), strict=True):
+            trips = [nanoseconds / 1000 for nanoseconds in column if nanoseconds]
+            if len(trips) < _ANSWERED * rounds:
+                raise LabError(f"{name}: of {rounds} pings {len(trips)} got an answer in a second")
             self.us[name].append(trips)
-        for name, (_, serving) in paths.items():
-            if serving.processes:
-                spent_us = (_worker_s(serving) - before[name]) * 1e6
-                self.cpu_us[name].append(spent_us / rounds)
+            self.cpu_us[name].append((standing[name].worker_s() - before[name]) * 1e6 / rounds)
 
     def row(self, name: str, base: str | None = None) -> Row:
         """The median of each run, less that of `base`; beside it the round trips themselves."""
@@ -102,34 +103,16 @@ class _Trips:
         return Row(
             name,
             "us added" if base else "us",
-            [Sample(median - less) for median, less in zip(medians, bases, strict=True)],
+            # A spinning worker may answer sooner than one core alone would: it adds nothing.
+            [Sample(max(0.0, median - less)) for median, less in zip(medians, bases, strict=True)],
             against=OURS if name in _AGAINST_OURS else None,
             extra={
                 "round_trip_us": round(statistics.median(medians), 2),
                 "p99_us": round(statistics.quantiles(every, n=100)[98], 2),
                 "pings": len(every),
-                "worker_us": round(statistics.median(self.cpu_us[name] or [0.0]), 2),
+                "worker_us": round(statistics.median(self.cpu_us[name]), 2),
             },
         )
-
-
-def _worker_s(serving: Serving) -> float:
-    return spent_s(serving.processes).get("worker", 0.0)
-
-
-def _pings(spaces: Sequence[str], rounds: int) -> list[list[float]]:
-    """By namespace, the microseconds of its pings. LabError if more than a few got no answer."""
-    command = [str(native.build("echo.c")), str(sender.sender_core()), SERVER]
-    command += [str(rounds), str(PAUSE_US), *spaces]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_LONGEST_S)
-    if done.returncode:
-        raise LabError(f"echo: {done.stderr.strip()}")
-    lines = [[int(word) for word in line.split()] for line in done.stdout.splitlines()]
-    columns = [[ns / 1000 for ns in column if ns] for column in zip(*lines, strict=True)]
-    if any(len(column) < _ANSWERED * rounds for column in columns):
-        answers = ", ".join(str(len(column)) for column in columns)
-        raise LabError(f"of {rounds} pings each, these got an answer: {answers}")
-    return columns
 
 
 def measure(options: Options) -> Result:
@@ -147,32 +130,19 @@ def measure(options: Options) -> Result:
     options.progress.expect(2 * options.runs)
     with ExitStack() as stack:
         spin = rivals.pop(SPIN, None)
-        ready = _ready(stack, rivals, reasons)
+        ready = stand(stack, rivals, reasons, {})
+        if FORWARD in reasons:
+            reasons |= dict.fromkeys(_known(), reasons[FORWARD])
         for run in range(options.runs if FORWARD in ready else 0):
             options.progress.step(f"asleep, {run + 1} of {options.runs}")
             for name in {FIRST, TRACKED} & ready.keys():
-                ready[name][0].forget_connections()
+                ready[name].path.forget_connections()
             asleep.ask(ready, rounds)
             options.progress.step(f"awake, {run + 1} of {options.runs}")
             if spin and SPIN not in reasons:
                 with Path3(links=spin.links) as path, spin.serve(path) as serving:
-                    awake.ask({FORWARD: ready[FORWARD], SPIN: (path, serving)}, rounds)
+                    awake.ask({FORWARD: ready[FORWARD], SPIN: Standing(path, serving)}, rounds)
     return _result(options, asleep, awake, reasons)
-
-
-def _ready(
-    stack: ExitStack, rivals: Mapping[str, Rival], reasons: dict[str, str]
-) -> dict[str, tuple[Path3, Serving]]:
-    """Each on a path of its own; adds a reason for those that do not start."""
-    ready = {}
-    for name, rival in rivals.items():
-        if name not in reasons:
-            try:
-                path = stack.enter_context(Path3(links=rival.links))
-                ready[name] = path, stack.enter_context(rival.serve(path))
-            except Error as fault:
-                reasons[name] = str(fault)
-    return ready
 
 
 def _result(options: Options, asleep: _Trips, awake: _Trips, reasons: Mapping[str, str]) -> Result:
@@ -180,7 +150,7 @@ def _result(options: Options, asleep: _Trips, awake: _Trips, reasons: Mapping[st
         trips.row(name, _BASES.get(name, FORWARD) if name not in _WHOLE else None)
         for name in _known()
         for trips in ([awake] if name == SPIN else [asleep])
-        if name in trips.us and options.wants(name)
+        if name in trips.us and _BASES.get(name, FORWARD) in trips.us and options.wants(name)
     ]
     result = Result(rows, {name: why for name, why in reasons.items() if options.wants(name)})
     result.extra["lower_is_better"] = True

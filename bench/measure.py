@@ -150,7 +150,7 @@ class Result:
         """Ours to each rival's, of medians; absent where either of the two is."""
         medians = {row.name: row.median for row in self.rows}
         return {
-            f"{row.against}/{row.name}": round(medians[row.against] / row.median, 3)
+            f"{row.against}/{row.name}": float(f"{medians[row.against] / row.median:.4g}")
             for row in self.rows
             if row.against in medians and row.against != row.name and row.median
         }
@@ -227,6 +227,11 @@ def machine() -> dict[str, Any]:
     }
 
 
+def shown(ratio: float) -> str:
+    """Two decimals, or two digits of what is smaller."""
+    return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.2g}"
+
+
 def table(result: Result) -> str:
     """The rows and ratios for people."""
     lines = []
@@ -238,5 +243,5 @@ def table(result: Result) -> str:
         numbers = "".join(f"{found[key]:>14,.1f}" for key in ("median", "min", "max"))
         lines.append(f"{row.name:24}{numbers}  {row.unit:15}{cpu}".rstrip())
     if result.ratios:
-        lines += ["", *(f"{name:40}{ratio:.2f}" for name, ratio in result.ratios.items())]
+        lines += ["", *(f"{name:47} {shown(ratio)}" for name, ratio in result.ratios.items())]
     return "\n".join(lines)

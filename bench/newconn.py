@@ -23,7 +23,7 @@ from bench.path import Path3, missing
 from bench.rivals import Rival
 from bench.rivals.daemon import RIVALS
 from bench.run import WARM_UP_S, one_run
-from dataplane.errors import MachineError
+from dataplane.errors import Error
 
 UNIT = "connections/s"
 KERNEL = "hmark+connmark"
@@ -51,8 +51,9 @@ def measure(options: Options) -> Result:
             new = f"{OURS}{NEW_PAIRS}"
             against = {new: None, f"{KERNEL}{NEW_PAIRS}": new}
             return in_turn(runs, UNIT, options, against=against, left_out=reasons)
-    except MachineError as fault:
-        return Result([], {name: str(fault) for name in known})
+    except Error as fault:
+        names = [*known, *(f"{rival.name}{NEW_PAIRS}" for rival in compared)]
+        return Result([], reasons | {n: str(fault) for n in names if options.wants(n)})
 
 
 def _run(path: Path3, rival: Rival, options: Options, new_pairs: bool = False) -> Sample:

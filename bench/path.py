@@ -129,6 +129,8 @@ class Path3:
     def _lay_out(self) -> None:
         for space in self._spaces:
             space.set({f"net/ipv6/conf/{which}/disable_ipv6": 1 for which in ("all", "default")})
+            # The machine's own may be strict, and is inherited.
+            space.set({f"net/ipv4/conf/{which}/rp_filter": 0 for which in ("all", "default")})
         self._wire(self.sender, "right", SENDER, self.router, "left", LAN)
         for link in range(1, self.links + 1):
             near, far = self.router_address(link), self.gateway(link)

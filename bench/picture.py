@@ -12,7 +12,7 @@ from typing import Any
 from dataplane.errors import MachineError
 
 _OURS, _OTHERS = "#3b6fb6", "#b9c4d0"
-_WHO = {"sender": "#b9c4d0", "worker": "#f2994a", "ksoftirqd": "#6b7480"}
+_WHO = {"sender": "#b9c4d0", "worker": "#f2994a", "receiver": "#8fb8a8", "ksoftirqd": "#6b7480"}
 _SERIES = ("#3b6fb6", "#6b7480", "#f2994a", "#3fa37c", "#b6518f")
 _INK, _FAINT, _GRID = "#22272e", "#6b7480", "#e3e7ec"
 _STYLE: dict[str, Any] = {

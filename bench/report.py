@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import picture
+from bench.measure import shown
 
 PAGE = "benchmarks.md"
 
@@ -19,7 +20,7 @@ SECTIONS: dict[str, tuple[str, str, str]] = {
     "hotpath": (
         "In process",
         "Nanoseconds for one packet, from its bytes to its mark, without the kernel: parsing, "
-        "hashing, looking up; 1,024 packets in the processor's caches, or as the name says. "
+        "hashing, looking up; 4,096 packets in the processor's caches, or as the name says. "
         "`floor` is C that hashes and looks up, and nothing else.",
         "Cost of a decision",
     ),
@@ -28,10 +29,13 @@ SECTIONS: dict[str, tuple[str, str, str]] = {
         "64-byte UDP in frames from a driver, 1,024 address pairs. All get a mark, or in the rows "
         "`evenlink-first` and `hmark+connmark` the first of each connection does and conntrack "
         "remembers. Counted is what arrives with a decision. The sender and all that the kernel "
-        "does before the queue run on one core, what serves the queue on the other: in-kernel "
-        "rivals use one core where a queue uses two, so the CPU time stands beside the rate. Most "
-        "of the kernel's softirq work is done in the sender's and the worker's time. `forward` "
-        "marks nothing, `callback` is Evenlink's other engine.",
+        "does before the queue run on one core, what serves the queue on the other, and the "
+        "fastest behind the queue come near to what that sender can do. In-kernel rivals use one "
+        "core where a queue uses two, so the CPU time stands beside the rate: the sender's for a "
+        "packet that it sent, the worker's for one that is done. Most of the kernel's softirq work "
+        "is done in their time. `evenlink` is the daemon's engine behind one rule, as the other "
+        "queues are; `callback` is its other engine; NetfilterQueue has neither fail-open nor GSO. "
+        "`forward` marks nothing.",
         "Packets a second with a decision",
     ),
     "queue-offload": (
@@ -49,10 +53,19 @@ SECTIONS: dict[str, tuple[str, str, str]] = {
         "nothing.",
         "New connections a second",
     ),
-    "tcp": ("One TCP stream", "One stream through the router.", "One TCP stream"),
+    "tcp": (
+        "One TCP stream",
+        "One stream through the router, with segmentation offload; a packet in the CPU columns is "
+        "1,448 bytes of it. Every packet is queued, or in `evenlink-first` the first one, by the "
+        "whole daemon, against the same path tracked and masqueraded. For NetfilterQueue, which "
+        "cannot ask for GSO, the kernel cuts the packets up before it queues them.",
+        "One TCP stream",
+    ),
     "latency": (
         "Latency",
-        "What the queue adds to the first packet of a connection.",
+        "What the queue adds to the round trip of a connection's first packet on an idle machine: "
+        "`evenlink` sleeps between packets, `evenlink-spin` has `spin_us` set and keeps a core "
+        "busy. `forward` and `forward+conntrack` are whole round trips.",
         "Latency",
     ),
     "footprint": (
@@ -134,10 +147,12 @@ def _table(result: Mapping[str, Any]) -> Iterator[str]:
     ratios = {}
     for name, ratio in result["ratios"].items():
         ours, _, rival = name.partition("/")
-        ratios[rival] = f"{ratio:.2f}" if ours == "evenlink" else f"{ratio:.2f} ({ours})"
+        ratios[rival] = shown(ratio) if ours == "evenlink" else f"{shown(ratio)} ({ours})"
     spent = any(row.get("cpu_us_per_packet") for row in rows)
     known = {who for row in rows for who in row.get("cpu_us", {})}
-    parts = [who for who in ("sender", "worker", "softirq") if who in known]
+    parts = [
+        who for who in ("sender", "worker", "receiver", "ksoftirqd", "softirq") if who in known
+    ]
     lost = any(row.get("dropped") is not None for row in rows)
     titles = ["", "median", "least", "most", "unit", "ours / it"]
     titles += (["CPU µs a packet"] if spent else []) + [f"of these {who}" for who in parts]

@@ -80,8 +80,13 @@ def one_run(
         arrived, settled = path.arrived() - arrived, serving.settled() - settled
         lost = {where: count - drops[where] for where, count in path.drops().items()}
     run = Run(sample, sent, arrived, lost, settled)
+    # What was lost was sent, too: the sender's time is for a packet that it sent.
+    each = dict(sample.cpu_us)
+    wasted = each["sender"] * (1 - max(0, sent - run.lost) / sent) if sent else 0.0
+    each["sender"] -= wasted
+    total = sample.cpu_us_per_packet
     return Run(
-        Sample(sample.value, sample.cpu_us_per_packet, sample.cpu_us, run.lost),
+        Sample(sample.value, None if total is None else total - wasted, each, run.lost),
         *(sent, arrived, lost, settled),
     )
 

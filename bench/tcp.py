@@ -1,54 +1,63 @@
 """How much of one TCP stream passes?
 
-    sender: iperf3 ──veth──► router: conntrack or not, a mark or not ──veth──► sink: iperf3
+    sender ──veth──► router: conntrack or not, a mark or not ──veth──► sink      one path for each
 
 With segmentation offload, so that a packet has up to 64 KiB. The sender and the router run on one
 core, the sink and the queue's worker on the other. What comes in by an interface is steered to the
 core that it belongs to (RPS), as the queues of a network card do with the packets of one stream.
-Without that, the rows `-unsteered`, both cores work on the stream at a time and get it out of
-order: the sender repeats thousands of segments a second, and plain forwarding has two cores where
-a queue's worker needs one of them.
+Without that, the rows `-unsteered`, both cores work on a stream at a time and get it out of order:
+segments are sent again by the thousand, and plain forwarding has two cores, of which a queue's
+worker needs one.
+
+All rivals stand ready at the same time and send in turn, a twentieth of a second each. Every run
+makes its paths anew: one path may be a few percent faster than its equal, as memory happened to be.
 
 `evenlink` and its rivals get every packet of the sender's. `evenlink-first` is the daemon as
-`evenlink run` starts it, `forward+conntrack` the same path, tracked and masqueraded.
+`evenlink run` starts it, `hmark+connmark` the same done by the kernel alone, and
+`forward+conntrack` the same path, tracked and masqueraded, with nothing marked.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
-import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
-from bench.cpu import spent_s
-from bench.measure import OURS, Options, Result, Sample, in_turn
+from bench import native
+from bench.measure import OURS, Options, Result, Row, Sample
 from bench.path import SERVER, Path3, missing
-from bench.rivals import Rival, Serving, daemon, kernel, queued
+from bench.rivals import Rival, daemon, kernel, queued
 from bench.sender import sender_core, worker_core
+from bench.turns import Standing, lines, stand
 from dataplane.lab.namespaces import LabError
 
 UNIT = "Gbit/s"
 FORWARD, FIRST, TRACKED = "forward", "evenlink-first", "forward+conntrack"
+MARKED = "hmark+connmark"
 UNSTEERED = "-unsteered"
+_TURN_MS = 50
+_TURNS_A_SECOND = 20  # of each row, by `seconds`
+_FEWEST = 5
+_LONGEST_TURN_S = 5.0
 _SEGMENT_BYTES = 1448  # what a packet on a wire holds of the stream
-_PORT = 5201
-_STARTS_S = 5.0
-_LOOK_S = 0.01
+_COLUMNS = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Stream:
-    """What iperf3 saw of one stream."""
+class Turn:
+    """What one turn did, as native/stream.c says it."""
 
-    gbit_s: float
-    packets: float
-    retransmits: int
-    cpu_s: dict[str, float]
+    bytes: int
+    took_ns: int
+    sender_ns: int
+    reader_ns: int
+    again: int
+
+    @property
+    def gbit_s(self) -> float:
+        return self.bytes * 8 / self.took_ns
 
 
 def _known() -> dict[str, Rival]:
@@ -56,7 +65,16 @@ def _known() -> dict[str, Rival]:
     first = {rival.name: rival for rival in daemon.RIVALS}
     names = (FORWARD, OURS, "nfq-c-perpacket", "netfilterqueue-python")
     chosen = {name: every[name] for name in names}
-    return {**chosen, FIRST: first[OURS], TRACKED: first[FORWARD]}
+    return {**chosen, FIRST: first[OURS], MARKED: first[MARKED], TRACKED: first[FORWARD]}
+
+
+def _against(name: str) -> str | None:
+    """The row of ours that this one is compared with."""
+    plain = name.removesuffix(UNSTEERED)
+    if plain in (OURS, FIRST):
+        return None
+    ours = FIRST if plain in (MARKED, TRACKED) else OURS
+    return ours + name[len(plain) :]
 
 
 def steer(path: Path3) -> None:
@@ -75,91 +93,78 @@ def steer(path: Path3) -> None:
             raise LabError("this kernel steers no packets (CONFIG_RPS)")
 
 
-def stream(path: Path3, seconds: int) -> Stream:
-    """One stream from the sender to the sink. LabError with iperf3's words."""
-    server = path.sink.start("iperf3", "--server", "--one-off", stderr=subprocess.PIPE)
-    try:
-        _wait_listening(path)
-        command = ["iperf3", "--client", SERVER, "--json", "--time", str(seconds)]
-        command += ["--affinity", f"{sender_core()},{worker_core()}"]
-        done = path.sender.run(*command, check=False)
-    finally:
-        server.kill()
-        server.wait()
-        assert server.stderr is not None
-        server.stderr.close()
-    said: dict[str, Any] = json.loads(done.stdout or "{}")
-    if done.returncode or "end" not in said:
-        raise LabError(f"iperf3: {said.get('error') or done.stderr.strip()}")
-    received, cpu = said["end"]["sum_received"], said["end"]["cpu_utilization_percent"]
-    return Stream(
-        received["bits_per_second"] / 1e9,
-        received["bytes"] / _SEGMENT_BYTES,
-        said["end"]["sum_sent"]["retransmits"],
-        {
-            "sender": cpu["host_total"] / 100 * received["seconds"],
-            "receiver": cpu["remote_total"] / 100 * received["seconds"],
-        },
+def keep_window(path: Path3) -> None:
+    """A stream that had no turn for a while does not begin anew."""
+    path.sender.set({"net/ipv4/tcp_slow_start_after_idle": 0})
+
+
+def _prepared(path: Path3) -> None:
+    keep_window(path)
+    steer(path)
+
+
+def take_turns(standing: Mapping[str, Standing], rounds: int) -> dict[str, list[Turn]]:
+    """One stream through each path, and so many turns of each; by row."""
+    spaces = [s.name for one in standing.values() for s in (one.path.sender, one.path.sink)]
+    said = lines(
+        native.build("stream.c", "-pthread"),
+        (sender_core(), worker_core(), SERVER, rounds, _TURN_MS, *spaces),
+        rounds * len(standing) * _LONGEST_TURN_S,
     )
+    return {
+        name: [Turn(*numbers[place * _COLUMNS : (place + 1) * _COLUMNS]) for numbers in said]
+        for place, name in enumerate(standing)
+    }
 
 
-def _wait_listening(path: Path3) -> None:
-    end = time.monotonic() + _STARTS_S
-    filters = ("state", "listening", "sport", "=", f":{_PORT}")
-    while not path.sink.run("ss", "-Hnt", *filters).stdout:
-        if time.monotonic() > end:
-            raise LabError("iperf3 does not listen")
-        time.sleep(_LOOK_S)
+def levelled(turns: Mapping[str, list[Turn]]) -> dict[str, float]:
+    """Each row's rate, from its turns' parts of their round's mean: a machine that is slow for a
+    second is so to all who have a turn in it."""
+    columns = [[turn.gbit_s for turn in row] for row in turns.values()]
+    means = [statistics.fmean(rates) for rates in zip(*columns, strict=True)]
+    return {
+        name: statistics.fmean(means)
+        * statistics.median(rate / mean for rate, mean in zip(rates, means, strict=True))
+        for name, rates in zip(turns, columns, strict=True)
+    }
 
 
-def _run(path: Path3, rival: Rival, seconds: int, retransmits: list[int]) -> Sample:
-    with rival.serve(path) as serving:
-        before = _worker_s(serving)
-        seen = stream(path, seconds)
-        spent = {**seen.cpu_s}
-        spent |= {who: now - before[who] for who, now in _worker_s(serving).items()}
-    retransmits.append(seen.retransmits)
-    each = {who: spent_s_ * 1e6 / seen.packets for who, spent_s_ in spent.items()}
-    return Sample(seen.gbit_s, sum(each.values()), each)
-
-
-def _worker_s(serving: Serving) -> dict[str, float]:
-    """The processes that serve, and the kernel's threads that do what no process did."""
-    return {who: s for who, s in spent_s(serving.processes).items() if who != "softirq"}
+def _sample(rate: float, turns: list[Turn], worker_s: float) -> Sample:
+    packets = sum(turn.bytes for turn in turns) / _SEGMENT_BYTES
+    spent_us = {
+        "sender": sum(turn.sender_ns for turn in turns) / 1e3 / packets,
+        "receiver": sum(turn.reader_ns for turn in turns) / 1e3 / packets,
+        "worker": worker_s * 1e6 / packets,
+    }
+    return Sample(rate, sum(spent_us.values()), spent_us)
 
 
 def measure(options: Options) -> Result:
     """Steered, and, unless a quick answer is wanted, unsteered."""
     rivals = _known()
-    rows = {name: (rival, True) for name, rival in rivals.items()}
+    prepare = dict.fromkeys(rivals, _prepared)
     if not options.quick:
-        for name in (FORWARD, OURS, FIRST, TRACKED):
-            rows[name + UNSTEERED] = rivals[name], False
-    why = missing("iperf3", "ss", "tee")
-    reasons = {name: said for name, (rival, _) in rows.items() if (said := why or rival.missing())}
-    seconds = max(1, round(options.seconds))
-    repeated: dict[str, list[int]] = {name: [] for name in rows}
-    runs: dict[str, Callable[[], Sample]] = {}
-    with ExitStack() as stack:
-        for name, (rival, steered) in rows.items():
-            if name in reasons or not options.wants(name):
-                continue
-            # One each: where rules for routing were once, the kernel looks for them for ever.
-            path = stack.enter_context(Path3(links=2))
-            try:
-                if steered:
-                    steer(path)
-            except LabError as fault:
-                reasons[name] = str(fault)
-            runs[name] = partial(_run, path, rival, seconds, repeated[name])
-        result = in_turn(runs, UNIT, options, against=_against(), left_out=reasons)
-    for row in result.rows:
-        row.extra["retransmits"] = int(statistics.median(repeated[row.name]))
-    return result
-
-
-def _against() -> dict[str, str | None]:
-    ours = {FIRST: None, TRACKED: FIRST}
-    for name in (FORWARD, TRACKED):
-        ours[name + UNSTEERED] = (ours.get(name) or OURS) + UNSTEERED
-    return {**ours, OURS + UNSTEERED: None, FIRST + UNSTEERED: None}
+        for name in (FORWARD, OURS, FIRST, MARKED, TRACKED):
+            rivals[name + UNSTEERED], prepare[name + UNSTEERED] = rivals[name], keep_window
+    rivals = {name: rival for name, rival in rivals.items() if options.wants(name)}
+    why = missing("tee") or native.missing("stream.c")
+    reasons = {name: said for name, rival in rivals.items() if (said := why or rival.missing())}
+    rows = {name: Row(name, UNIT, against=_against(name)) for name in rivals}
+    again: dict[str, int] = defaultdict(int)
+    rounds = max(_FEWEST, round(_TURNS_A_SECOND * options.seconds))
+    options.progress.expect(options.runs)
+    for run in range(options.runs):
+        options.progress.step(f"{run + 1} of {options.runs}")
+        with ExitStack() as stack:
+            standing = stand(stack, rivals, reasons, prepare)
+            before = {name: one.worker_s() for name, one in standing.items()}
+            taken = take_turns(standing, rounds) if standing else {}
+            spent = {name: one.worker_s() - before[name] for name, one in standing.items()}
+        for name, rate in levelled(taken).items() if taken else ():
+            rows[name].samples.append(_sample(rate, taken[name], spent[name]))
+            again[name] += sum(turn.again for turn in taken[name])
+    for name, row in rows.items():
+        row.extra["sent_again"] = again[name]
+    return Result(
+        [row for row in rows.values() if row.samples and row.name not in reasons], reasons
+    )

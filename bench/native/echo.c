@@ -11,41 +11,21 @@
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <netinet/ip_icmp.h>
-#include <sched.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <time.h>
-#include <unistd.h>
+
+#include "turns.h"
 
 enum {
     PAYLOAD_BYTES = 22, /* 64 with the headers of ICMP, IPv4 and Ethernet */
     LATE_NS = 1000000000,
-    MOST_SPACES = 32,
 };
 
 struct ping {
     struct icmphdr header;
     uint8_t payload[PAYLOAD_BYTES];
 };
-
-static void fail(const char *what)
-{
-    perror(what);
-    exit(1);
-}
-
-static uint64_t now_ns(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
-}
 
 /* RFC 1071. */
 static uint16_t checksum(const void *data, size_t size)
@@ -107,48 +87,31 @@ static uint64_t round_trip_ns(int fd, uint16_t number)
 /* A socket in the namespace of that name. */
 static int open_there(const char *name, const struct sockaddr_in *there)
 {
-    char path[256];
-    int space, fd;
+    int fd;
 
-    snprintf(path, sizeof path, "/run/netns/%s", name);
-    space = open(path, O_RDONLY | O_CLOEXEC);
-    if (space < 0 || setns(space, CLONE_NEWNET) < 0)
-        fail(name);
-    close(space);
+    enter(name);
     fd = socket(AF_INET, SOCK_RAW | SOCK_CLOEXEC, IPPROTO_ICMP);
     if (fd < 0 || connect(fd, (const struct sockaddr *)there, sizeof *there) < 0)
         fail("socket");
     return fd;
 }
 
-static void shuffle(int *order, int count)
-{
-    for (int at = count - 1; at > 0; at--) {
-        int other = rand() % (at + 1), kept = order[at];
-
-        order[at] = order[other];
-        order[other] = kept;
-    }
-}
-
 int main(int count, char **words)
 {
     int spaces = count - 5, rounds = count > 5 ? atoi(words[3]) : 0;
     struct sockaddr_in there = {.sin_family = AF_INET};
-    int fds[MOST_SPACES], order[MOST_SPACES];
+    int fds[MOST_TURNS], order[MOST_TURNS];
     uint16_t sequence = 0;
-    cpu_set_t core;
 
-    if (rounds < 1 || spaces > MOST_SPACES || !inet_aton(words[2], &there.sin_addr)) {
+    if (rounds < 1 || spaces > MOST_TURNS || !inet_aton(words[2], &there.sin_addr)) {
         fputs("echo CORE ADDRESS ROUNDS PAUSE-US NAMESPACE...\n", stderr);
         return 2;
     }
     struct timespec pause = {.tv_nsec = atol(words[4]) * 1000};
     uint64_t *took = calloc((size_t)rounds * (size_t)spaces, sizeof *took);
-    CPU_ZERO(&core);
-    CPU_SET((unsigned)atoi(words[1]), &core);
-    if (!took || sched_setaffinity(0, sizeof core, &core) < 0)
-        fail("core");
+    if (!took)
+        fail("rounds");
+    stay_on(atoi(words[1]));
     for (int at = 0; at < spaces; at++) {
         fds[at] = open_there(words[5 + at], &there);
         order[at] = at;

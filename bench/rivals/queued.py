@@ -28,7 +28,7 @@ LENGTH = 1024
 COPY_BYTES = 128
 BUFFER_BYTES = LENGTH * 1152
 PACKAGES = Path(__file__).parents[2] / "build" / "bench" / "packages"
-_INSTALL_S = 180.0
+_INSTALL_S = 60.0
 _START_S = 30.0
 _END_S = 5.0
 
@@ -122,7 +122,7 @@ def _no_fnfqueue() -> str | None:
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     try:
         done = subprocess.run(
-            [*command, "--target", str(PACKAGES), "fnfqueue"],
+            [*command, "--retries", "1", "--timeout", "10", "--target", str(PACKAGES), "fnfqueue"],
             capture_output=True,
             text=True,
             timeout=_INSTALL_S,

@@ -182,7 +182,7 @@ def test_a_row_without_its_tool_is_left_out(
 
 def test_an_interrupted_bench_leaves_nothing() -> None:
     most = int(MOST_CONNECTIONS.read_text())
-    running = bench("newconn", "--seconds", "30", "--runs", "1", "--only", "forward")
+    running = bench("newconn", "--seconds", "5", "--runs", "1", "--only", "forward")
     sends = ("pgrep", "-x", "blast", "-P", str(running.pid))
     eventually(lambda: subprocess.run(sends, stdout=subprocess.DEVNULL).returncode == 0, "it sends")
     assert int(MOST_CONNECTIONS.read_text()) > most

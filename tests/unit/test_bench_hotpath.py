@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import struct
 from array import array
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -37,11 +38,14 @@ def written(file: Path, content: bytes) -> Path:
     return file
 
 
+@pytest.mark.parametrize("make", [Packets.random, Packets.of_all_sizes])
 @pytest.mark.parametrize("family", [4, 6])
-def test_ours_floor_and_oracle_decide_alike(family: Family) -> None:
+def test_ours_floor_and_oracle_decide_alike(
+    family: Family, make: Callable[[Family, int], Packets]
+) -> None:
     if why := native.missing("floor.c"):
         pytest.skip(why)
-    packets, table = Packets.random(family, 300), deciders.slots(8)
+    packets, table = make(family, 300), deciders.slots(8)
     ours = deciders.ours(packets, deciders.program(table))
     floor = deciders.floor(packets, table)
     ours()

@@ -53,8 +53,8 @@ def hotpath_result() -> dict[str, Any]:
 def test_ratios_and_what_is_left_out() -> None:
     found = queue_result()
     assert found["ratios"] == {
-        "evenlink/hmark": 0.938,
-        "evenlink/netfilterqueue-scapy": 21.429,
+        "evenlink/hmark": 0.9375,
+        "evenlink/netfilterqueue-scapy": 21.43,
         "evenlink-first/hmark+connmark": 0.8,
     }
     assert found["left_out"] == {
