@@ -137,7 +137,7 @@ def _page(found: Mapping[str, Any], pictures: Mapping[str, str]) -> Iterator[str
 def _machine(machine: Mapping[str, Any]) -> str:
     return (
         f"{machine['date'][:10]}, {machine['processor']}, {machine['cores']} cores, "
-        f"Linux {machine['kernel']}, {machine.get('system', 'unknown')}, "
+        f"Linux {machine['kernel'].split('-')[0]}, {machine.get('system', 'unknown')}, "
         f"Python {machine['python']}: `{machine['command']}`"
     )
 
