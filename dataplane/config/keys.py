@@ -13,8 +13,10 @@ TOP = (
     "state_dir",
     "control_socket",
     "control_group",
+    "on_change",
     "queue",
     "link",
+    "probe",
     "balance",
     "log",
 )
@@ -31,12 +33,31 @@ LINK = (
     "nat",
     "address",
     "mss",
+    "resolvers",
+    "probes",
+    "failback",
+    "probe",
 )
+# Of [[link.NAME.probe]]; [probe] has all of these and one more.
+PROBE = (
+    "kind",
+    "targets",
+    "need",
+    "interval_ms",
+    "timeout_ms",
+    "down",
+    "up",
+    "loss_down",
+    "loss_up",
+    "latency_down_ms",
+    "latency_up_ms",
+)
+DEFAULT_PROBE = (*PROBE, "hold_ms")
 BALANCE = ("method", "fields", "symmetric", "links")
 LOG = ("level",)
 
-TOP_LATER = ("on_change", "probe", "group", "list", "rule", "announce", "ospf", "metrics", "page")
-LINK_LATER = ("resolvers", "probes", "probe", "failback", "bgp")
+TOP_LATER = ("group", "list", "rule", "announce", "ospf", "metrics", "page")
+LINK_LATER = ("bgp",)
 BALANCE_LATER = ("sticky", "sticky_time", "full", "margin_ms", "failback")
 LOG_LATER = ("format",)
 
@@ -52,6 +73,8 @@ METHODS_LATER = (
 
 # Where a key belongs that stands in the wrong table; TOML gives all that follows a header to it.
 HOME = {
+    **dict.fromkeys(DEFAULT_PROBE, "in [probe]"),
+    **dict.fromkeys(PROBE, "in [probe] or [[link.NAME.probe]]"),
     **dict.fromkeys(LINK, "in [link.NAME]"),
     **dict.fromkeys(LOG, "in [log]"),
     **dict.fromkeys(BALANCE, "in [balance]"),

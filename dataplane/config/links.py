@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
 from dataplane.config import keys, units
-from dataplane.config.model import AUTO, Auto, Link, Nat
+from dataplane.config.model import AUTO, Auto, Failback, Link, Nat, Probe, ProbeKind
+from dataplane.config.probes import Default, read_probes
 from dataplane.config.tables import Table
 from dataplane.config.units import show
 
@@ -15,6 +16,18 @@ _GATEWAY = 'an IPv4 address or "auto"'
 _GATEWAY6 = 'an IPv6 address or "auto"'
 _ADDRESSES = (IPv4Address, IPv6Address)
 _ADDRESS = "an IPv4 or IPv6 address or an IPv6 prefix"
+_RESOLVER = "an IPv4 or IPv6 address"
+
+MOST_RESOLVERS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the rest of the file says: the LAN side, [probe], and whether there is IPv6."""
+
+    lan: Collection[str]
+    probing: Default
+    ipv6: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +38,15 @@ class _Reading:
     table: Table
 
 
-def read_links(tables: Table, lan: Collection[str], most: int | None) -> tuple[Link, ...]:
+def read_links(tables: Table, around: Surroundings, most: int | None) -> tuple[Link, ...]:
     """All links, in the order of the file; `most` is how many the mark mask can tell apart."""
     if tables.demanding and not tables.names():
         tables.fault_here("missing: expected at least one [link.NAME] with interface and capacity")
     readings = []
+    pinned: dict[IPv4Address | IPv6Address, str] = {}
     for name in tables.names():
         table = tables.table(name)
-        readings.append(_Reading(_read_link(name, table, lan), table))
+        readings.append(_Reading(_read_link(name, table, around, pinned), table))
     _judge_names(tables)
     _judge_number(tables, most)
     _judge_shares(readings)
@@ -41,15 +55,21 @@ def read_links(tables: Table, lan: Collection[str], most: int | None) -> tuple[L
     return tuple(reading.link for reading in readings)
 
 
-def _read_link(name: str, table: Table, lan: Collection[str]) -> Link:
+def _read_link(
+    name: str, table: Table, around: Surroundings, pinned: dict[IPv4Address | IPv6Address, str]
+) -> Link:
+    """One link. `pinned` are the resolvers of those before it, with their links; it adds its."""
     table.refuse_others(keys.LINK, keys.LINK_LATER)
     table.demand("interface", "the interface of this uplink")
     interface = table.take("interface", units.interface, "")
-    if interface and interface in lan:
+    if interface and interface in around.lan:
         table.fault("interface", f"expected an interface that is not in lan, got {show(interface)}")
     capacity_bps = table.take("capacity", units.rate, None)
     nat = table.take("nat", units.member(Nat), Nat.MASQUERADE)
     address, address6, prefix6 = _read_addresses(table, nat)
+    metered = table.take("metered", units.flag, False)
+    probes = read_probes(table, around.probing, metered=metered, ipv6=around.ipv6)
+    _judge_arp(table, probes)
     return Link(
         name=name,
         interface=interface,
@@ -58,12 +78,15 @@ def _read_link(name: str, table: Table, lan: Collection[str]) -> Link:
         download_bps=table.take("download", units.rate, capacity_bps),
         upload_bps=table.take("upload", units.rate, capacity_bps),
         share=table.take("share", units.share, None),
-        metered=table.take("metered", units.flag, False),
+        metered=metered,
         nat=nat,
         snat_address=address,
         snat_address6=address6,
         prefix6=prefix6,
         mss=table.take("mss", units.integer(536, 65495), None),
+        resolvers=_read_resolvers(name, table, pinned),
+        probes=probes,
+        failback=table.take("failback", units.member(Failback), Failback.KEEP),
     )
 
 
@@ -78,9 +101,44 @@ def _gateway6(value: object) -> IPv6Address | Auto:
 def _address(value: object) -> IPv4Address | IPv6Address | IPv6Network:
     if isinstance(value, str) and "/" in value:
         return units.provider_prefix(value)
-    if isinstance(value, str) and ":" in value:
-        return units.ipv6(_ADDRESS, value)
-    return units.ipv4(_ADDRESS, value)
+    return units.address(_ADDRESS, value)
+
+
+def _resolver(value: object) -> IPv4Address | IPv6Address:
+    address = units.address(_RESOLVER, value)
+    if isinstance(address, IPv6Address) and address.is_link_local:
+        raise units.refuse(f"{_RESOLVER} that is routed, not a link-local one", value)
+    return address
+
+
+def _read_resolvers(
+    name: str, table: Table, pinned: dict[IPv4Address | IPv6Address, str]
+) -> tuple[IPv4Address | IPv6Address, ...]:
+    """Connections to a resolver leave by its link, so it can be that of one only."""
+    taken = table.take_all("resolvers", "addresses of resolvers", _resolver)
+    own: dict[IPv4Address | IPv6Address, None] = {}
+    for index, address in taken:
+        owner = pinned.setdefault(address, name)
+        if owner != name:
+            message = f"expected another address than one of link {owner}'s, got {address}"
+            table.fault("resolvers", message, index)
+        elif address in own:
+            table.fault("resolvers", f"expected each address once, got {address} again", index)
+        own[address] = None
+    if (length := table.length("resolvers")) > MOST_RESOLVERS:
+        table.fault("resolvers", f"expected at most {MOST_RESOLVERS}, got {length}")
+    return tuple(own)
+
+
+def _judge_arp(table: Table, probes: Sequence[Probe]) -> None:
+    """A link that names no gateway has none to ask."""
+    if "probe" not in table or "gateway" in table or not table.demanding:
+        return
+    for index, probe in enumerate(probes):
+        alone = bool(probe.targets) and all(target.gateway for target in probe.targets)
+        if probe.kind is ProbeKind.ARP and alone:
+            message = 'expected the link to have a gateway, which kind = "arp" asks, or an address'
+            table.fault("probe", message, index)
 
 
 def _read_addresses(

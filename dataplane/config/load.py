@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Literal
 
 from dataplane.config import keys, places, units
-from dataplane.config.links import read_links
+from dataplane.config.links import Surroundings, read_links
 from dataplane.config.marks import Marks
 from dataplane.config.model import Config, Engine, Fields, Group, Method, Queue, QueueMode
+from dataplane.config.probes import read_default
 from dataplane.config.tables import Faults, Table
 from dataplane.errors import ConfigError, Fault
 
 MOST_BYTES = 1 << 20
 # Each has an ip rule, and behind these stand others: priorities 30010 to 30099.
 MOST_EXEMPT_MARKS = 90
+MOST_ARGUMENTS = 64
 
 _TOO_LONG = f"expected at most {MOST_BYTES} bytes, the file is longer"
 _NOT_TEXT = "expected TOML, which is UTF-8, got other bytes"
@@ -77,7 +79,10 @@ def _read_top(top: Table) -> Config:
     # A mask that is wrong, or was on a line that is not TOML, is not judged against others.
     known = "mark_mask" not in top and top.demanding
     mask = top.take("mark_mask", units.mark_mask, _PLAIN.mark_mask if known else None)
-    links = read_links(top.table("link"), lan, Marks(mask).last_link if mask else None)
+    ipv6 = top.take("ipv6", units.flag, _PLAIN.ipv6)
+    probing = read_default(top.table("probe"), ipv6)
+    around = Surroundings(lan, probing, ipv6)
+    links = read_links(top.table("link"), around, Marks(mask).last_link if mask else None)
     return Config(
         lan=lan,
         links=links,
@@ -85,12 +90,14 @@ def _read_top(top: Table) -> Config:
         key=top.take("key", units.hash_key, None),
         mark_mask=mask or _PLAIN.mark_mask,
         exempt_marks=_read_exempt_marks(top, mask or 0),
-        ipv6=top.take("ipv6", units.flag, _PLAIN.ipv6),
+        ipv6=ipv6,
         own_traffic=top.take("own_traffic", units.word("balance", "main"), _PLAIN.own_traffic),
         on_stop=top.take("on_stop", units.word("keep", "undo"), _PLAIN.on_stop),
         state_dir=top.take("state_dir", units.absolute_path, _PLAIN.state_dir),
         control_socket=top.take("control_socket", units.socket_path, _PLAIN.control_socket),
         control_group=top.take("control_group", units.group_name, None),
+        on_change=_read_on_change(top),
+        hold_ms=probing.hold_ms,
         queue=_read_queue(top.table("queue")),
         log_level=_read_log_level(top.table("log")),
     )
@@ -124,6 +131,19 @@ def _read_exempt_marks(top: Table, mask: int) -> tuple[int, ...]:
     if len(marks) > MOST_EXEMPT_MARKS:
         top.fault("exempt_marks", f"expected at most {MOST_EXEMPT_MARKS} marks, got {len(marks)}")
     return marks
+
+
+def _read_on_change(top: Table) -> tuple[str, ...]:
+    taken = top.take_all("on_change", "a program and its arguments", units.argument)
+    for index, value in taken[:1]:
+        try:
+            if index == 0:
+                units.program(value)
+        except ValueError as error:
+            top.fault("on_change", str(error), index)
+    if (length := top.length("on_change")) > MOST_ARGUMENTS:
+        top.fault("on_change", f"expected at most {MOST_ARGUMENTS} strings, got {length}")
+    return tuple(value for _, value in taken)
 
 
 def _read_queue(table: Table) -> Queue:

@@ -6,6 +6,7 @@ wg-quick compares the whole mark with 0xca6c. Calico takes any bits and must be 
 
 With n values in the mask, 1 to n - 8 are links and the last values are reserved:
 
+    n - 4   probe    only on connections: one of our own probes, which is no link's connection
     n - 3   ask      a new connection that waits for a decision: queued, or settled in the kernel
     n - 2   main     left to the main table
     n - 1   reject   refused
@@ -41,6 +42,10 @@ class Marks:
     def last_link(self) -> int:
         """The highest decision that is a link; links count from 1."""
         return min(self.values - 8, MOST_LINKS)
+
+    @property
+    def probe(self) -> int:
+        return self.values - 4
 
     @property
     def ask(self) -> int:

@@ -27,6 +27,8 @@ class Faults:
     def add(self, path: places.Path, message: str) -> None:
         """A fault at the key of `path`, or at the nearest thing around it that is in the file."""
         line = self._document.line(path)
+        # Names of links stand in messages as they are, also those that are refused.
+        message = units.printable(message)
         self._found.append(Fault(self._name, line, _dotted(path), message))
 
     def add_line(self, line: int, message: str) -> None:
@@ -65,6 +67,11 @@ class Table:
     def names(self) -> tuple[str, ...]:
         """The keys that are in the file, in its order."""
         return tuple(self._values)
+
+    def length(self, key: str) -> int:
+        """How many elements the list of `key` has; 0 if it is none."""
+        values = self._values.get(key)
+        return len(values) if isinstance(values, list) else 0
 
     def fault(self, key: str, message: str, index: int | None = None) -> None:
         """`key`, or the element `index` of its list, is wrong or missing."""
@@ -127,6 +134,29 @@ class Table:
             return Table(self._faults, path, values, demanding=self.demanding)
         self.fault(key, str(units.refuse(f"a table [{_dotted(path)}]", values)))
         return Table(self._faults, path, {}, demanding=False)
+
+    def tables(self, key: str) -> list[Table]:
+        """The tables of the array below `key`, in the order of the file; none if it is missing.
+
+        One that is written as a plain table is a fault, and read all the same.
+        """
+        values = self._values.get(key, [])
+        path = (*self._path, key)
+        legal = f"an array of tables [[{_dotted(path)}]]"
+        if isinstance(values, dict):
+            self.fault(key, str(units.refuse(legal, values)))
+            return [Table(self._faults, path, values, demanding=self.demanding)]
+        if not isinstance(values, list) or not (values or key not in self._values):
+            self.fault(key, str(units.refuse(legal, values)))
+            return []
+        tables = []
+        for index, value in enumerate(values):
+            if isinstance(value, dict):
+                within = (*path, index)
+                tables.append(Table(self._faults, within, value, demanding=self.demanding))
+            else:
+                self.fault(key, str(units.refuse(f"a table [[{_dotted(path)}]]", value)), index)
+        return tables
 
     def refuse_others(self, known: Collection[str], later: Collection[str] = ()) -> None:
         """Refuse what is not `known`, and name what may have been meant.

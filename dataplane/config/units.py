@@ -21,10 +21,14 @@ MOST_RATE_BPS = 100 * 10**12
 LEAST_SHARE = Decimal("0.000001")
 MOST_SHARE = Decimal(10**12)
 
-
 # The kernel's IFNAMSIZ and sun_path, less the zero at the end.
 INTERFACE_BYTES = 15
 SOCKET_PATH_BYTES = 107
+
+# A name that DNS can ask for, less the dot at its end.
+HOST_NAME_CHARACTERS = 253
+# The kernel takes more in one argument of a program; nobody needs it.
+ARGUMENT_BYTES = 4096
 
 PREFIX = 'an IPv6 prefix such as "2001:db8:a00::/56"'
 
@@ -33,6 +37,9 @@ _POWERS = {"": 0, "k": 3, "m": 6, "g": 9, "t": 12}
 _LINK = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,30}", re.ASCII)
 _GROUP = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]{0,31}", re.ASCII)
 _HEX_KEY = re.compile(r"[0-9A-Fa-f]{16}", re.ASCII)
+_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?", re.ASCII)
+# Resolvers read a name that ends in a number as an IPv4 address, in many a notation.
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
 _HEX_MARK = re.compile(r"0[xX][0-9A-Fa-f]{1,16}", re.ASCII)
 
 # A rule's `use` and `else` say these words; a link of that name could not be told from them.
@@ -46,8 +53,7 @@ def show(value: object) -> str:
     """A value as the file would say it, cut to a length that fits a message."""
     match value:
         case str():
-            quoted = json.dumps(value, ensure_ascii=False)
-            text = "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in quoted)
+            text = printable(json.dumps(value, ensure_ascii=False))
         case bool():
             text = str(value).lower()
         case int() if abs(value) >= 10**30:
@@ -61,6 +67,11 @@ def show(value: object) -> str:
         case _:
             return f"the date or time {value}"
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def printable(text: str) -> str:
+    """Text with its control characters written out, since they may mean something to a terminal."""
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in text)
 
 
 def refuse(expected: str, value: object) -> ValueError:
@@ -133,6 +144,20 @@ def share(value: object) -> Fraction:
     return Fraction(number)
 
 
+def number(low: Decimal, high: Decimal) -> Callable[[object], float]:
+    """A reader of plain numbers from `low` to `high`, both included."""
+
+    def read(value: object) -> float:
+        expected = f"a number from {low:f} to {high:f}"
+        if isinstance(value, bool) or not isinstance(value, int | Decimal):
+            raise refuse(expected, value)
+        if not Decimal(value).is_finite() or not low <= value <= high:
+            raise refuse(expected, value)
+        return float(value)
+
+    return read
+
+
 def mark(value: object) -> int:
     """A 32-bit number above zero, or the same as a string in hexadecimal."""
     expected = 'a 32-bit number above zero such as 0xca6c or "0xca6c"'
@@ -175,6 +200,22 @@ def absolute_path(value: object) -> Path:
     if not value.isprintable():
         raise refuse("an absolute path without control characters", value)
     return Path(value)
+
+
+def program(value: object) -> str:
+    """The absolute path of a program."""
+    if not isinstance(value, str) or not value.startswith("/") or value.endswith("/"):
+        raise refuse("the absolute path of a program", value)
+    return str(absolute_path(value))
+
+
+def argument(value: object) -> str:
+    """What may be handed to a program: any string without a zero byte."""
+    if not isinstance(value, str) or "\0" in value:
+        raise refuse("a string without a zero byte", value)
+    if (length := len(value.encode())) > ARGUMENT_BYTES:
+        raise ValueError(f"expected at most {ARGUMENT_BYTES} bytes, got {length}")
+    return value
 
 
 def socket_path(value: object) -> Path:
@@ -249,6 +290,28 @@ def ipv6(expected: str, value: object) -> IPv6Address:
         raise refuse(f"{expected} without a zone", value)
     _usable(address, address.ipv4_mapped is not None, expected, value)
     return address
+
+
+def address(expected: str, value: object) -> IPv4Address | IPv6Address:
+    """An address of either family that one machine can have; `expected` begins the message."""
+    if isinstance(value, str) and ":" in value:
+        return ipv6(expected, value)
+    return ipv4(expected, value)
+
+
+def host_name(expected: str, value: object) -> str:
+    """A name of another machine, in small letters and without a dot at its end."""
+    if not isinstance(value, str) or not value.isascii():
+        raise refuse(expected, value)
+    name = value.lower().removesuffix(".")
+    labels = name.split(".")
+    if len(name) > HOST_NAME_CHARACTERS or not all(_LABEL.fullmatch(one) for one in labels):
+        raise refuse(expected, value)
+    if _NUMBER.fullmatch(labels[-1]):
+        raise refuse(expected, value)
+    if labels[-1] == "localhost":
+        raise refuse(f"{expected} of another machine", value)
+    return name
 
 
 def provider_prefix(value: str) -> IPv6Network:

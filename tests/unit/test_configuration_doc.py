@@ -15,6 +15,7 @@ FRAMES = {
     "Top": "{}\n[link.uplink]\ninterface = 'eth0'\ncapacity = '1Mbit'\n",
     "[link.NAME]": "[link.uplink]\n{}\n",
 }
+LINK_PROBE = "[[link.NAME.probe]]"
 TABLE = "[link.uplink]\ninterface = 'eth0'\ncapacity = '1Mbit'\n%s\n{}\n"
 
 
@@ -28,11 +29,12 @@ def entries() -> Iterator[tuple[str, str, str]]:
 
 
 def test_each_key_has_an_entry_and_each_entry_a_key() -> None:
-    tables = {"queue", "link", "balance", "log"}
+    tables = {"queue", "link", "probe", "balance", "log"}
     documented = [(heading, key) for heading, key, _ in entries()]
     assert documented == [
         *(("Top", key) for key in keys.TOP if key not in tables),
-        *(("[link.NAME]", key) for key in keys.LINK),
+        *(("[link.NAME]", key) for key in keys.LINK if key != "probe"),
+        *(("[probe]", key) for key in keys.DEFAULT_PROBE),
         *(("[balance]", key) for key in keys.BALANCE),
         *(("[queue]", key) for key in keys.QUEUE),
         *(("[log]", key) for key in keys.LOG),
@@ -48,6 +50,9 @@ def test_an_entry_says_what_it_must_and_its_example_loads(
     (example,) = re.findall(r"```toml\n(.*?)```", text, flags=re.DOTALL)
     assert re.search(rf"^{key} = ", example, flags=re.MULTILINE)
     frame = FRAMES.get(heading, TABLE % heading)
+    if heading == "[probe]" and key in keys.PROBE:
+        own = TABLE % LINK_PROBE.replace("NAME", "uplink")
+        load.read(f"lan = ['br-lan']\n{own.format(example)}", "example")
     if heading == "[link.NAME]":
         if not example.startswith("interface"):
             example += "interface = 'eth0'\n"
@@ -55,6 +60,15 @@ def test_an_entry_says_what_it_must_and_its_example_loads(
             example += "capacity = '1Mbit'\n"
     file = frame.format(example)
     load.read(file if key == "lan" else f"lan = ['br-lan']\n{file}", "example")
+
+
+def test_the_probes_of_one_link_are_described() -> None:
+    (text,) = re.findall(rf"^## {re.escape(LINK_PROBE)}\n(.*?)^## ", TEXT, re.DOTALL | re.MULTILINE)
+    assert "\nLive connections: " in text
+    (example,) = re.findall(r"```toml\n(.*?)```", text, flags=re.DOTALL)
+    file = (TABLE % "").replace("uplink", "fibre").format(example)
+    config = load.read(f"lan = ['br-lan']\n{file}", "example")
+    assert len(config.link("fibre").probes) == 2
 
 
 def test_the_whole_file_loads() -> None:

@@ -7,7 +7,18 @@ from pathlib import Path
 import pytest
 
 from dataplane.config import load
-from dataplane.config.model import Config, Engine, Fields, Group, Link, Nat, Queue, QueueMode
+from dataplane.config.model import (
+    Config,
+    Engine,
+    Failback,
+    Fields,
+    Group,
+    Link,
+    Nat,
+    Probe,
+    Queue,
+    QueueMode,
+)
 from tests.files import MINIMAL, faults_of, said
 
 
@@ -32,6 +43,7 @@ def test_the_twelve_line_file() -> None:
                 download_bps=50_000_000,
                 upload_bps=50_000_000,
                 metered=True,
+                probes=(Probe(interval_ms=5000),),
             ),
         ),
         balance=Group("default", ("fibre", "lte")),
@@ -52,6 +64,7 @@ on_stop = "undo"
 state_dir = "/srv/evenlink"
 control_socket = "/run/e.sock"
 control_group = "netadmin"
+on_change = ["/usr/local/bin/tell", "-v", ""]
 
 [queue]
 number = 65532
@@ -72,6 +85,9 @@ share = 0.1
 nat = "snat"
 address = ["192.0.2.7", "2001:db8::7", "2001:db8:a::/56"]
 mss = 1452
+resolvers = ["192.0.2.53", "2001:db8::53"]
+probes = false
+failback = "drain"
 
 [link.b]
 interface = "eth1"
@@ -85,6 +101,10 @@ address = "2001:db8:b::/48"
 interface = "ppp0"
 share = 1
 nat = "none"
+
+[probe]
+down = 2
+hold_ms = 0
 
 [balance]
 method = "pcc"
@@ -113,6 +133,9 @@ level = "debug"
                 snat_address6=IPv6Address("2001:db8::7"),
                 prefix6=IPv6Network("2001:db8:a::/56"),
                 mss=1452,
+                resolvers=(IPv4Address("192.0.2.53"), IPv6Address("2001:db8::53")),
+                probes=(),
+                failback=Failback.DRAIN,
             ),
             Link(
                 name="b",
@@ -122,8 +145,15 @@ level = "debug"
                 share=Fraction(2),
                 nat=Nat.PREFIX,
                 prefix6=IPv6Network("2001:db8:b::/48"),
+                probes=(Probe(down=2),),
             ),
-            Link(name="c", interface="ppp0", share=Fraction(1), nat=Nat.NONE),
+            Link(
+                name="c",
+                interface="ppp0",
+                share=Fraction(1),
+                nat=Nat.NONE,
+                probes=(Probe(down=2),),
+            ),
         ),
         balance=Group("default", ("b", "a"), fields=Fields.SRC_ADDRESS, symmetric=True),
         key=0x0123456789ABCDEF,
@@ -135,6 +165,8 @@ level = "debug"
         state_dir=Path("/srv/evenlink"),
         control_socket=Path("/run/e.sock"),
         control_group="netadmin",
+        on_change=("/usr/local/bin/tell", "-v", ""),
+        hold_ms=0,
         queue=Queue(65532, 4, Engine.CALLBACK, QueueMode.EVERY, 1024, 256, 50),
         log_level="debug",
     )
@@ -162,8 +194,8 @@ links = ["fibre",
 """
     assert [str(fault) for fault in faults_of(text)] == [
         "evenlink.toml:2: colour: unknown key; known here: lan, key, mark_mask, exempt_marks, "
-        "ipv6, own_traffic, on_stop, state_dir, control_socket, control_group, queue, link, "
-        "balance, log",
+        "ipv6, own_traffic, on_stop, state_dir, control_socket, control_group, on_change, queue, "
+        "link, probe, balance, log",
         "evenlink.toml:3: mark_mask: expected one run of at least 4 set bits such as 0x7f000000, "
         "got 0x5000000",
         "evenlink.toml:5: queue.number: expected a whole number from 0 to 65535, got 70000",
@@ -189,7 +221,9 @@ ABOVE = len(MINIMAL.splitlines())
         # Keys that are not known, or stand in the wrong table.
         ("[group.voice]", 1, "group", "not known in this version of Evenlink"),
         ("[[rule]]\nuse = 'x'", 1, "rule", "not known in this version of Evenlink"),
-        ("probes = 3", 1, "link.lte.probes", "not known in this version of Evenlink"),
+        ("[link.lte.bgp]", 1, "link.lte.bgp", "not known in this version of Evenlink"),
+        ("[balance]\nfailback = 'kill'", 2, "balance.failback",
+         "not known in this version of Evenlink"),
         ("[balance]\nsticky = 3", 2, "balance.sticky", "not known in this version of Evenlink"),
         ("[log]\nformat = 'x'", 2, "log.format", "not known in this version of Evenlink"),
         ("ipv6 = true", 1, "link.lte.ipv6",
@@ -198,7 +232,7 @@ ABOVE = len(MINIMAL.splitlines())
         ("[qeue]", 1, "qeue", 'unknown key; the nearest known one is "queue"'),
         ('"a b" = 3', 1, 'link.lte."a b"',
          "unknown key; known here: interface, gateway, gateway6, capacity, download, upload, "
-         "share, metered, nat, address, mss"),
+         "share, metered, nat, address, mss, resolvers, probes, failback, probe"),
         # Types.
         ("[queue]\nnumber = '1'", 2, "queue.number",
          'expected a whole number from 0 to 65535, got "1"'),
@@ -259,7 +293,27 @@ ABOVE = len(MINIMAL.splitlines())
         ("address = ['2001:db8::/65']", 1, "link.lte.address[0]",
          'expected an IPv6 prefix such as "2001:db8:a00::/56", from /16 to /64, got '
          '"2001:db8::/65"'),
+        # Resolvers, and what becomes of connections that moved.
+        ("resolvers = '192.0.2.53'", 1, "link.lte.resolvers",
+         'expected a list of addresses of resolvers, got "192.0.2.53"'),
+        ("resolvers = []", 1, "link.lte.resolvers",
+         "expected a list of addresses of resolvers, got an empty list"),
+        ("resolvers = ['192.0.2.53',\n 'ns.example.net']", 2, "link.lte.resolvers[1]",
+         'expected an IPv4 or IPv6 address, got "ns.example.net"'),
+        ("resolvers = ['127.0.0.53']", 1, "link.lte.resolvers[0]",
+         'expected an IPv4 or IPv6 address that one machine can have, got "127.0.0.53"'),
+        ("resolvers = ['fe80::1']", 1, "link.lte.resolvers[0]",
+         'expected an IPv4 or IPv6 address that is routed, not a link-local one, got "fe80::1"'),
+        ("resolvers = ['2001:db8::53',\n '2001:DB8:0::53']", 2, "link.lte.resolvers[1]",
+         "expected each address once, got 2001:db8::53 again"),
+        (f"resolvers = {[f'192.0.2.{n}' for n in range(1, 18)]}", 1, "link.lte.resolvers",
+         "expected at most 16, got 17"),
+        ("failback = 'stay'", 1, "link.lte.failback",
+         'expected "keep", "drain" or "kill", got "stay"'),
         # Links together.
+        ("resolvers = ['192.0.2.53']\n[link.x]\ninterface = 'x'\ncapacity = '1Mbit'\n"
+         "resolvers = ['198.51.100.53', '192.0.2.53']", 5, "link.x.resolvers[1]",
+         "expected another address than one of link lte's, got 192.0.2.53"),
         ("[link.LTE]\ninterface = 'x'\ncapacity = '1Mbit'", 1, "link.LTE",
          "expected more than a difference in case to link lte"),
         ("[balance]\nlinks = ['wimax']", 2, "balance.links[0]",
@@ -299,6 +353,22 @@ def test_one_fault(lines: str, line: int, key: str, message: str) -> None:
         ("state_dir = 'x'", 1, "state_dir", 'expected an absolute path, got "x"'),
         ("control_group = 'a b'", 1, "control_group",
          'expected the name of a group of users, got "a b"'),
+        ("on_change = '/bin/true'", 1, "on_change",
+         'expected a list of a program and its arguments, got "/bin/true"'),
+        ("on_change = []", 1, "on_change",
+         "expected a list of a program and its arguments, got an empty list"),
+        ("on_change = ['tell.sh', 'x']", 1, "on_change[0]",
+         'expected the absolute path of a program, got "tell.sh"'),
+        ("on_change = ['/usr/bin/']", 1, "on_change[0]",
+         'expected the absolute path of a program, got "/usr/bin/"'),
+        ("on_change = ['/bin/tell',\n 3]", 2, "on_change[1]",
+         "expected a string without a zero byte, got 3"),
+        ("on_change = ['/bin/tell',\n \"a\\u0000\"]", 2, "on_change[1]",
+         'expected a string without a zero byte, got "a\\u0000"'),
+        (f'on_change = ["/bin/tell", """{"x" * 3000}\n{"x" * 3000}"""]', 1, "on_change[1]",
+         "expected at most 4096 bytes, got 6001"),
+        (f"on_change = {['/bin/tell'] * 65}", 1, "on_change",
+         "expected at most 64 strings, got 65"),
         ("own_traffic = 'wan'", 1, "own_traffic", 'expected "balance" or "main", got "wan"'),
         ("on_stop = true", 1, "on_stop", 'expected "keep" or "undo", got true'),
         ("log = 'debug'", 1, "log", 'expected a table [log], got "debug"'),

@@ -147,8 +147,9 @@ u = 2
 
 
 KEYS = st.sampled_from(
-    ["lan", "key", "link", "queue", "balance", "links", "a", "a.b", '"x y"', "link.a", "capacity"]
-)
+    ["lan", "key", "link", "queue", "balance", "links", "a", "a.b", '"x y"', "link.a", "capacity",
+     "on_change", "probe", "link.a.probe", "resolvers", "targets", '"\\u0007"']
+)  # fmt: skip
 VALUES = st.sampled_from(
     ["1", "-1", "0x7f", "1e400", "nan", "true", '"x"', "'20Mbit'", "[]", '["a"]', "[1, {a = 1}]",
      "{}", "{a.b = [[]]}", "2020-01-01", '"""\nx\n"""', "x", "[", "{", '"', ""]

@@ -204,6 +204,55 @@ def test_no_ipv6_address(value: object) -> None:
         units.ipv6("a gateway", value)
 
 
+def test_addresses_of_either_family() -> None:
+    assert units.address("x", "192.0.2.1") == IPv4Address("192.0.2.1")
+    assert units.address("x", "2001:db8::1") == IPv6Address("2001:db8::1")
+    for value in ("x", "::1", "127.0.0.1", 1, ["192.0.2.1"]):
+        with pytest.raises(ValueError, match=r"^expected a resolver"):
+            units.address("a resolver", value)
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        ("example.org", "example.org"),
+        ("WWW.Example.ORG.", "www.example.org"),
+        ("3com", "3com"),
+        ("a-b.c1", "a-b.c1"),
+        ("1.2.3.a4", "1.2.3.a4"),
+        ("xn--mller-kva.example", "xn--mller-kva.example"),
+        (f"{'a' * 63}.example", f"{'a' * 63}.example"),
+        (".".join(["a" * 49] * 5) + ".abc.", ".".join(["a" * 49] * 5) + ".abc"),
+    ],
+)
+def test_host_name(value: str, name: str) -> None:
+    assert units.host_name("a name", value) == name
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", ".", "a..b", "a.b..", ".a", "-a.b", "a-.b", "a_b.c", "a b", "a\n", "müller.example",
+     "\u212aelvin.example", "a" * 64, ".".join(["a" * 49] * 5) + ".abcd", "192.0.2.1",
+     "192.0.2.256", "1", "127.1", "0x7f000001", "a.0x1", "a.0x", "localhost", "LocalHost.",
+     "x.localhost", "a/b", "a:1", "*.example.org", 3, None, ["a.b"]],
+)  # fmt: skip
+def test_no_host_name(value: object) -> None:
+    with pytest.raises(ValueError, match=r"^expected a name"):
+        units.host_name("a name", value)
+
+
+@settings(deadline=None)
+@given(ANY_VALUE)
+def test_a_host_name_is_one_that_can_be_asked_for(value: object) -> None:
+    try:
+        name = units.host_name("a name", value)
+    except ValueError:
+        return
+    assert 1 <= len(name) <= 253
+    assert all(1 <= len(label) <= 63 for label in name.split("."))
+    assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-.")
+
+
 def test_provider_prefix() -> None:
     assert units.provider_prefix("2001:db8:a::/56") == IPv6Network("2001:db8:a::/56")
     assert units.provider_prefix("2001:db8::/64") == IPv6Network("2001:db8::/64")
@@ -245,6 +294,26 @@ def test_integers() -> None:
             read(value)
 
 
+def test_numbers() -> None:
+    read = units.number(Decimal("0.001"), Decimal(1))
+    assert (read(1), read(Decimal("0.001")), read(Decimal("0.3"))) == (1.0, 0.001, 0.3)
+    for value in (0, 2, 10**400, Decimal("0.0009"), Decimal("nan"), Decimal("inf"), True, "0.3"):
+        with pytest.raises(ValueError, match=r"^expected a number from 0.001 to 1, got "):
+            read(value)
+
+
+def test_programs_and_their_arguments() -> None:
+    assert units.program("/usr/bin/logger") == "/usr/bin/logger"
+    for value in ("logger", "/", "/usr/bin/", "/a\nb", "", 3):
+        with pytest.raises(ValueError, match=r"^expected "):
+            units.program(value)
+    for text in ("", "a b", "a\nb", "ü" * 2048):
+        assert units.argument(text) == text
+    for value in ("a\0", "ü" * 2049, 3, ["a"]):
+        with pytest.raises(ValueError, match=r"^expected "):
+            units.argument(value)
+
+
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
@@ -265,7 +334,8 @@ def test_values_in_messages(value: object, shown: str) -> None:
     "read",
     [units.flag, units.integer(0, 9), units.word("a"), units.member(Fields), units.rate,
      units.share, units.mark, units.mark_mask, units.hash_key, units.absolute_path,
-     units.socket_path, units.interface, units.group_name, units.text],
+     units.socket_path, units.interface, units.group_name, units.text, units.program,
+     units.argument, units.number(Decimal(0), Decimal(1))],
 )  # fmt: skip
 @settings(deadline=None)
 @given(ANY_VALUE)
