@@ -21,6 +21,10 @@ from dataclasses import dataclass
 
 MOST_LINKS = 120
 
+# SO_PRIORITY of our probes' sockets: "evl" and a zero. Above 6 it needs CAP_NET_ADMIN, so that
+# nobody else's connections are taken for probes.
+PROBE_PRIORITY = 0x65766C00
+
 
 @dataclass(frozen=True, slots=True)
 class Marks:
