@@ -65,6 +65,7 @@ def _file(path: Path3, keys: Iterable[str]) -> Iterator[str]:
         yield f'interface = "right{link}"'
         yield f'gateway = "{path.gateway(link)}"'
         yield f'capacity = "{link}Gbit"'
+        yield "probes = false"  # the path has none of the public resolvers
 
 
 @contextmanager

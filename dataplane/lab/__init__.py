@@ -27,6 +27,8 @@ which names it; the fixture in tests/lab makes that a skip.
 
 `witness.Witness(lab)` is the provider's side: sources that are not the link's, and which link a
 connection really used. `traffic` has clients and servers; `meter.Meter(lab)` the rates of links.
+`faults` breaks links while a block runs; `failover` measures what comes of it, by `calling`. The
+server's namespace answers pings at the public resolvers, too, which the daemon asks by default.
 
 Everything is removed when the block ends, however it ends. After kill -9 of the maker, the next lab
 removes what was left.

@@ -1,15 +1,17 @@
 """The lab's clients: `python -m dataplane.lab.asking`, many connections in one process.
 
-The order comes on standard input as JSON, see `traffic.order`; on standard output go lines of
-JSON, one an event:
+The order is a line of JSON on standard input, see `traffic.Load`; without `load_s` in it the load
+lasts until standard input ends. On standard output go lines of JSON, one an event:
 
     {"event": "progress", "at_s": …, "open": 12, "failed": 0, "received": bytes so far}
     {"event": "open"}      all early connections have exchanged data; the load begins
     {"event": "closing"}   the load ends; each connection exchanges once more and is closed
-    {"event": "done", "failures": {"17": "why"}, "received": …}
+    {"event": "done", "failures": {"17": "why"}, "failed_at_s": {"17": …}, "received": …,
+     "slow": [[number, when it began, seconds that it took], …]}
 
 A heavy connection always has two requests on the way. The others ask now and then, and stay
-open from their first exchange to the last: one that breaks in between has failed.
+open from their first exchange to the last: one that breaks in between has failed. Exchanges that
+took longer than `slow_s` are told in the end.
 """
 
 from __future__ import annotations
@@ -27,11 +29,9 @@ from typing import Any, cast
 
 from dataplane.lab import exchange
 
-_PATIENCE_S = 30.0
-_UDP_TRIES = 12
-_UDP_WAIT_S = 1.5
 _RAMP_A_SECOND = 500
 _PROGRESS_S = 0.25
+_TURNS = 97
 
 
 class FailedError(Exception):
@@ -46,12 +46,17 @@ class _Run:
     chunk_bytes: int
     receive_buffer: int
     light_interval_s: float
-    load_s: float
+    load_s: float | None
+    patience_s: float
+    udp_wait_s: float
+    slow_s: float
     began: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     received: int = 0
     open: int = 0
     failures: dict[int, str] = field(default_factory=dict)
+    failed_at_s: dict[int, float] = field(default_factory=dict)
+    slow: list[tuple[int, float, float]] = field(default_factory=list)
 
     async def pause(self, seconds: float) -> None:
         """Waits that long, or less if the load ends."""
@@ -114,7 +119,7 @@ class _Stream(asyncio.Protocol):
         return answered
 
     async def exchange(self, length: int) -> None:
-        await asyncio.wait_for(self.ask(length), _PATIENCE_S)
+        await asyncio.wait_for(self.ask(length), self._run.patience_s)
 
     def close(self) -> None:
         self._broken = self._broken or "closed"
@@ -144,12 +149,14 @@ class _Datagrams(asyncio.DatagramProtocol):
         length = min(length, exchange.DATAGRAM_BYTES)
         asked = exchange.request(self._number, length).ljust(exchange.DATAGRAM_BYTES, b"\0")
         self._answered.clear()
-        for _ in range(_UDP_TRIES):
+        ends, tries = time.monotonic() + self._run.patience_s, 0
+        while time.monotonic() < ends:
             self._transport.sendto(asked)
+            tries += 1
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._answered.wait(), _UDP_WAIT_S)
+                await asyncio.wait_for(self._answered.wait(), self._run.udp_wait_s)
                 return
-        raise FailedError(f"no answer to {_UDP_TRIES} datagrams")
+        raise FailedError(f"no answer to {tries} datagrams")
 
     def close(self) -> None:
         self._transport.close()
@@ -168,7 +175,7 @@ async def _open(run: _Run, wanted: dict[str, Any]) -> _Stream | _Datagrams:
             opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         opened.bind((wanted["source"], wanted["source_port"]))
         target = (wanted["target"], wanted["target_port"])
-        await asyncio.wait_for(loop.sock_connect(opened, target), _PATIENCE_S)
+        await asyncio.wait_for(loop.sock_connect(opened, target), run.patience_s)
         number = wanted["number"]
         if stream:
             return (await loop.create_connection(lambda: _Stream(run, number), sock=opened))[1]
@@ -184,14 +191,23 @@ async def _download(run: _Run, stream: _Stream) -> None:
     ahead = stream.ask(run.chunk_bytes)
     while not run.ended.is_set():
         following = stream.ask(run.chunk_bytes)
-        await asyncio.wait_for(ahead, _PATIENCE_S)
+        await asyncio.wait_for(ahead, run.patience_s)
         ahead = following
-    await asyncio.wait_for(ahead, _PATIENCE_S)
+    await asyncio.wait_for(ahead, run.patience_s)
+
+
+async def _timed(run: _Run, number: int, opened: _Stream | _Datagrams) -> None:
+    """A light exchange, remembered if it was slow."""
+    began = time.monotonic()
+    await opened.exchange(run.light_bytes)
+    took = time.monotonic() - began
+    if took > run.slow_s:
+        run.slow.append((number, began, took))
 
 
 async def _live(run: _Run, wanted: dict[str, Any], first: asyncio.Event) -> None:
     """One connection, from its opening to its end; `first` is set after its first exchange."""
-    opened = None
+    opened, number = None, wanted["number"]
     try:
         opened = await _open(run, wanted)
         await opened.exchange(run.light_bytes)
@@ -200,22 +216,28 @@ async def _live(run: _Run, wanted: dict[str, Any], first: asyncio.Event) -> None
         await run.began.wait()
         if wanted["heavy"] and isinstance(opened, _Stream):
             await _download(run, opened)
+        # Not all in one moment, which would fill a small link's queue.
+        turn_s = run.light_interval_s * (number % _TURNS) / _TURNS
+        await run.pause(turn_s)
         while not run.ended.is_set():
+            await _timed(run, number, opened)
             await run.pause(run.light_interval_s)
-            await opened.exchange(run.light_bytes)
-        await opened.exchange(run.light_bytes)
+        if run.load_s is None:
+            await asyncio.sleep(turn_s)
+        await _timed(run, number, opened)
     except (TimeoutError, FailedError, OSError) as failure:
-        run.failures[wanted["number"]] = _why(failure)
+        run.failures[number] = _why(failure, run)
+        run.failed_at_s[number] = time.monotonic()
     finally:
         first.set()
         if opened is not None:
             opened.close()
 
 
-def _why(failure: Exception) -> str:
+def _why(failure: Exception, run: _Run) -> str:
     if isinstance(failure, OSError) and failure.errno:
         return os.strerror(failure.errno)
-    return str(failure) or f"nothing came within {_PATIENCE_S:.0f} s"
+    return str(failure) or f"nothing came within {run.patience_s:.0f} s"
 
 
 def _say(event: str, run: _Run, **more: object) -> None:
@@ -257,17 +279,21 @@ async def _main(order: dict[str, Any]) -> None:
         await first.wait()
     _say("open", run)
     run.began.set()
-    ends = time.monotonic() + run.load_s
-    firsts = await start(late, run.load_s / 2 / max(len(late), 1))
-    await asyncio.sleep(max(0.0, ends - time.monotonic()))
+    if run.load_s is None:
+        firsts = await start(late, 1 / _RAMP_A_SECOND)
+        await asyncio.to_thread(sys.stdin.read)
+    else:
+        ends = time.monotonic() + run.load_s
+        firsts = await start(late, run.load_s / 2 / max(len(late), 1))
+        await asyncio.sleep(max(0.0, ends - time.monotonic()))
     _say("closing", run)
     for first in firsts:
         await first.wait()
     run.ended.set()
     await asyncio.gather(*living)
     progress.cancel()
-    _say("done", run, failures={str(number): why for number, why in run.failures.items()})
+    _say("done", run, failures=run.failures, failed_at_s=run.failed_at_s, slow=run.slow)
 
 
 if __name__ == "__main__":
-    asyncio.run(_main(json.load(sys.stdin)))
+    asyncio.run(_main(json.loads(sys.stdin.readline())))

@@ -9,6 +9,7 @@ import json
 import signal
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,12 @@ _READY_S = 30.0
 def toml(topology: Topology, directory: Path, **top: object) -> str:
     """The topology as an evenlink file; `top` are more keys of the top level.
 
-    `links`, a list of names, keeps to those links.
+    `links`, a list of names, keeps to those links. A mapping is a section: `probe={"hold_ms": 0}`.
     """
     names = top.pop("links", None)
+    sections = {key: value for key, value in top.items() if isinstance(value, Mapping)}
+    for key in sections:
+        del top[key]
     keys: dict[str, object] = {
         "lan": [lan.interface for lan in topology.lans],
         "state_dir": str(directory / "state"),
@@ -35,6 +39,12 @@ def toml(topology: Topology, directory: Path, **top: object) -> str:
     for link in topology.links:
         if not isinstance(names, (list, tuple)) or link.name in names:
             lines += ["", f"[link.{link.name}]", *_link(link)]
+    for section, inside in sections.items():
+        lines += [
+            "",
+            f"[{section}]",
+            *(f"{key} = {_value(value)}" for key, value in inside.items()),
+        ]
     return "\n".join(lines) + "\n"
 
 

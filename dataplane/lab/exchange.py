@@ -37,3 +37,11 @@ def answer(asked: bytes) -> list[bytes | memoryview]:
 def answers(header: bytes, number: int) -> bool:
     """Whether an answer that begins so is for connection `number`."""
     return header[:ANSWER_HEADER_BYTES] == _ANSWER.pack(MAGIC, number)
+
+
+def number_of(header: bytes) -> int | None:
+    """The connection that an answer which begins so is for; None if it is no answer of ours."""
+    if len(header) < ANSWER_HEADER_BYTES:
+        return None
+    magic, number = _ANSWER.unpack_from(header)
+    return int(number) if magic == MAGIC else None

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -90,14 +90,21 @@ class Lab:
         for role in wiring.roles(self.topology):
             self._namespaces[role] = Namespace(self._name(role))
         self.directory.mkdir(mode=0o700)
-        steps = wiring.steps(self.topology, self._name)
-        for (role, tool), group in itertools.groupby(steps, key=lambda s: (s.role, s.tool)):
-            self._take(role, tool, [step.line for step in group])
+        self.take(wiring.steps(self.topology, self._name))
         for link in self.topology.links:
             if self.topology.translates(link):
                 # Providers with the same network each give their customer another address.
                 for table in ("ip", "ip6"):
                     _masquerade(self[link.name], table, "core")
+
+    def take(self, steps: Iterable[wiring.Step]) -> None:
+        """Performs them in order. LabError with what the tool said if one fails."""
+        for (role, tool), group in itertools.groupby(steps, key=lambda s: (s.role, s.tool)):
+            self._take(role, tool, [step.line for step in group])
+
+    def rewire(self, link: str) -> None:
+        """Makes the wire of a link anew that was deleted: other indices, all else as before."""
+        self.take(wiring.rewired(self.topology, self.topology.link(link), self._name))
 
     def _take(self, role: str, tool: str, lines: Sequence[str]) -> None:
         namespace = self[role]

@@ -1,12 +1,13 @@
 """The lab's layout as data: links, LAN side, servers, and the addresses that they have.
 
 Nothing here touches the machine. Addresses come from the ranges for documentation and benchmarks
-(RFC 5737, RFC 2544, RFC 3849) and from private ranges:
+(RFC 5737, RFC 2544, RFC 3849) and from private ranges, but for the resolvers':
 
     link n      192.0.2.0/24, 198.51.100.0/24, then 198.18.n.0/24     2001:db8:n::/64
                 provider .1, router .2                                delegated 2001:db8:d00n::/56
     core n      198.19.n.0/30                                         2001:db8:c00n::/64
     servers     203.0.113.1, .2, …                                    2001:db8:53::1, …
+    resolvers   the public ones that probes ask unless told otherwise, where the servers are
     LAN n       10.(10+n).0.0/16, router .0.1, hosts .1.0, .1.1, …    fd00:db8:n::/64
 """
 
@@ -24,6 +25,8 @@ from ipaddress import (
 )
 from itertools import product
 from typing import Literal
+
+from dataplane.config.model import PUBLIC_RESOLVERS
 
 Family = Literal[4, 6]
 Address = IPv4Address | IPv6Address
@@ -168,6 +171,11 @@ class Topology:
     def serving(self, family: Family) -> tuple[Address, ...]:
         """The servers' addresses of that family."""
         return tuple(server for server in self.servers if server.version == family)
+
+    @property
+    def answering(self) -> tuple[Address, ...]:
+        """What answers pings beyond the providers: the servers and the public resolvers."""
+        return tuple(dict.fromkeys((*self.servers, *PUBLIC_RESOLVERS)))
 
     def pairs(self) -> tuple[tuple[Address, Address], ...]:
         """Every (client, server) address pair of the first LAN, the families in turn."""

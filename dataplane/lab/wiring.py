@@ -14,13 +14,14 @@ discipline is set on the router, which is under test, and no IFB is needed. The 
 `link`, sees what the router sent before any of it is lost in the shaper.
 
 A provider knows its link, the servers and a delegated prefix, and nothing else: a packet with a
-LAN source is seen, goes on to the server, and gets no answer.
+LAN source is seen, goes on to the server, and gets no answer. The public resolvers are addresses of
+the server's namespace, which answers pings there and serves nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from dataplane.lab.topology import Interface, Lan, Link, Topology, core
@@ -66,6 +67,28 @@ def steps(topology: Topology, name: Callable[[str], str]) -> tuple[Step, ...]:
     by_role = [step for role in roles(topology) for step in others if step.role == role]
     born = sorted(_quiet(topology), key=lambda step: step.tool != "sysctl")
     return (*born, *sorted(wires, key=lambda step: step.role), *by_role)
+
+
+def rewired(topology: Topology, link: Link, name: Callable[[str], str]) -> tuple[Step, ...]:
+    """The steps that make the wire of one link anew, after an end of it was deleted.
+
+    ValueError if the link shares its interface with another.
+    """
+    if link.interface in topology.shared:
+        raise ValueError(f"{link.interface} is not the wire of {link.name} alone")
+    number = topology.links.index(link) + 1
+    shaping = (step for step in _shaped(topology, link, number) if " dev link " in step.line)
+    wire = _wire("router", link.interface, link.name, "link", name)
+    return (*wire, *_link_addresses(link), *shaping)
+
+
+def restored(link: Link, role: str) -> tuple[Step, ...]:
+    """The steps that give the end of a link in `role` what it lost by being down."""
+    return tuple(
+        replace(step, line=step.line.replace(" add ", " replace ", 1))
+        for step in _link_addresses(link)
+        if step.role == role
+    )
 
 
 def _quiet(topology: Topology) -> Iterator[Step]:
@@ -141,10 +164,10 @@ def _links(topology: Topology, name: Callable[[str], str]) -> Iterator[Step]:
             yield Step(switch, "ip", f"link set port{number} master segment")
         else:
             yield from _wire("router", link.interface, link.name, "link", name)
-        yield from _link_addresses(topology, link)
+        yield from _link_addresses(link)
 
 
-def _link_addresses(topology: Topology, link: Link) -> Iterator[Step]:
+def _link_addresses(link: Link) -> Iterator[Step]:
     if link.mtu != 1500:
         yield Step("router", "ip", f"link set dev {link.interface} mtu {link.mtu}")
         yield Step(link.name, "ip", f"link set dev link mtu {link.mtu}")
@@ -165,8 +188,9 @@ def _cores(topology: Topology, name: Callable[[str], str]) -> Iterator[Step]:
             provider, server = core(number, family)
             yield _address(link.name, "core", provider)
             yield _address("server", f"core{number}", server)
-            for address in topology.serving(family):
-                yield _route(link.name, str(address), f"via {server.ip}")
+            for address in topology.answering:
+                if address.version == family:
+                    yield _route(link.name, str(address), f"via {server.ip}")
             if not topology.translates(link):
                 yield _route("server", str(link.address(family)), f"via {provider.ip}")
             if family == 6 and link.delegated:
@@ -174,25 +198,29 @@ def _cores(topology: Topology, name: Callable[[str], str]) -> Iterator[Step]:
 
 
 def _servers(topology: Topology) -> Iterator[Step]:
-    for address in topology.servers:
+    for address in topology.answering:
         yield _address("server", "lo", f"{address}/{address.max_prefixlen}")
 
 
 def _shaping(topology: Topology) -> Iterator[Step]:
     """TBF counts whole frames. Frames as the wire has them: no segmentation is put off."""
     for number, link in enumerate(topology.links, 1):
-        if not link.shaped:
-            continue
-        down, up = link.capacity_bps, link.upload_bps or link.capacity_bps
-        for interface, rate_bps in (("link", down), ("core", up)):
-            burst = max(6000, rate_bps // 8 * _BURST_MS // 1000)
-            queue = max(64_000, rate_bps // 8 * topology.queue_ms // 1000)
-            line = f"rate {rate_bps}bit burst {burst} limit {burst + queue}"
-            yield Step(link.name, "tc", f"qdisc add dev {interface} root tbf {line}")
-        yield Step("server", "ethtool", f"-K core{number} tso off gso off")
+        yield from _shaped(topology, link, number)
     if any(link.shaped for link in topology.links):
         for lan in topology.lans:
             yield Step(lan.name, "ethtool", "-K eth0 tso off gso off")
+
+
+def _shaped(topology: Topology, link: Link, number: int) -> Iterator[Step]:
+    if not link.shaped:
+        return
+    down, up = link.capacity_bps, link.upload_bps or link.capacity_bps
+    for interface, rate_bps in (("link", down), ("core", up)):
+        burst = max(6000, rate_bps // 8 * _BURST_MS // 1000)
+        queue = max(64_000, rate_bps // 8 * topology.queue_ms // 1000)
+        line = f"rate {rate_bps}bit burst {burst} limit {burst + queue}"
+        yield Step(link.name, "tc", f"qdisc add dev {interface} root tbf {line}")
+    yield Step("server", "ethtool", f"-K core{number} tso off gso off")
 
 
 def _wire(

@@ -66,15 +66,27 @@ class Witness:
         self._lab = lab
         self._buffer_bytes = buffer_bytes
         self._sockets: dict[str, socket.socket] = {}
+        self._indices: dict[str, int] = {}
         self._stack = ExitStack()
         self._seen = Evidence()
 
     def __enter__(self) -> Self:
         for link in self._lab.topology.links:
-            with self._lab[link.name].inside():
-                opened = self._stack.enter_context(_open(link, self._buffer_bytes))
-            self._sockets[link.name] = opened
+            self.attend(link.name)
         return self
+
+    def attend(self, name: str) -> None:
+        """Reads on the link from now on: for a link whose interface was made anew."""
+        link = self._lab.topology.link(name)
+        with self._lab[name].inside():
+            index = socket.if_nametoindex("link")
+            if self._indices.get(name) == index:
+                return
+            opened = self._stack.enter_context(_open(link, self._buffer_bytes))
+        if name in self._sockets:
+            self._drain(link, self._sockets[name])
+            self._sockets[name].close()
+        self._sockets[name], self._indices[name] = opened, index
 
     def __exit__(
         self,
