@@ -6,6 +6,7 @@ the router replaces whole are read here.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from dataplane.daemon.report import status_report
@@ -22,16 +23,19 @@ class Answers:
         self._router = router
         self._netlink: Netlink | None = None
 
-    def status(self) -> dict[str, Any]:
-        """The answer of `evenlink status`."""
+    def status(
+        self, health: Mapping[str, dict[str, Any]], faults: Collection[str]
+    ) -> dict[str, Any]:
+        """The answer of `evenlink status`.
+
+        `health` is the report of those who watch, `faults` are those of the hooks.
+        """
         router = self._router
-        return status_report(
-            router.wish,
-            {name: one.since for name, one in router.history.items()},
-            router.engine,
-            router.rates,
-            router.mended,
+        answer = status_report(
+            router.wish, router.history, health, router.engine, router.rates, router.mended
         )
+        answer["faults"] += faults
+        return answer
 
     def explain(self, flows: list[list[str]], dead: list[str]) -> list[dict[str, Any]]:
         """The decisions for these flows, as it is now or as if these links were dead."""

@@ -1,8 +1,4 @@
-"""The control socket: one JSON object a line in each direction. Every message is hostile.
-
-A request is {"ask": NAME, …}; the answer {"ok": true, "answer": …}, or {"ok": false, "error": …,
-"exit": the status that the command should end with}.
-"""
+"""The control socket, the daemon's side. Every message is hostile; `messages` says what is said."""
 
 from __future__ import annotations
 
@@ -13,59 +9,48 @@ import logging
 import os
 import socket
 import stat
-import struct
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from dataplane.errors import DaemonError, Error, MachineError
+from dataplane.daemon.events import Feed, Follower
+from dataplane.daemon.messages import (
+    LONGEST_REQUEST,
+    MOST_FLOWS,
+    Explain,
+    Follow,
+    Request,
+)
+from dataplane.errors import DaemonError, Error, MachineError, UsageError
 
 log = logging.getLogger("evenlink")
 
-# A thousand flows a request, with room for the longest addresses.
-LONGEST_REQUEST = 256 * 1024
-MOST_FLOWS = 1024
-# An answer to a thousand flows takes about a megabyte.
-LONGEST_ANSWER = 16 * 1024 * 1024
 IDLE_TIMEOUT_S = 30.0
 # Beyond this many, whoever has been silent longest has to go: descriptors are finite.
 MOST_CONNECTIONS = 64
+# They are silent by right, so they must leave room for those who ask.
+MOST_FOLLOWERS = 16
+ENDING = DaemonError("the daemon is ending")
 
-
-class Status(msgspec.Struct, tag="status", tag_field="ask", forbid_unknown_fields=True):
-    """Links, shares, rates, queue, faults."""
-
-
-class Explain(msgspec.Struct, tag="explain", tag_field="ask", forbid_unknown_fields=True):
-    """The decision for flows, each a list of words as `parse_flow` takes them."""
-
-    flows: list[list[str]]
-    dead: list[str] = []
-
-
-class Reload(msgspec.Struct, tag="reload", tag_field="ask", forbid_unknown_fields=True):
-    """Read the file again."""
-
-
-class Stop(msgspec.Struct, tag="stop", tag_field="ask", forbid_unknown_fields=True):
-    """End the daemon; with `undo`, remove all that is ours first."""
-
-    undo: bool = False
-
-
-Request = Status | Explain | Reload | Stop
 Handler = Callable[[Request], Awaitable[Any]]
 
 
 class ControlServer:
-    """Listens on a Unix socket that only root, and the configured group, may open."""
+    """Listens on a Unix socket that only root, and the configured group, may open.
 
-    def __init__(self, path: Path, group: str | None, handler: Handler) -> None:
+    `handler` answers requests; those who follow hear what `feed` is told.
+    """
+
+    def __init__(
+        self, path: Path, group: str | None, handler: Handler, feed: Feed | None = None
+    ) -> None:
         self._path = path
         self._group = group
         self._handler = handler
+        self._feed = feed or Feed()
+        self._followers = 0
         self._listening: socket.socket | None = None
         # Device and inode of our socket: another daemon may have put its own on the path since.
         self._inode: tuple[int, int] | None = None
@@ -155,35 +140,103 @@ class ControlServer:
             longest.cancel()
         self._connections.add(task)
         try:
-            while True:
-                self._silent[task] = None
-                line = await asyncio.wait_for(reader.readline(), IDLE_TIMEOUT_S)
-                self._silent.pop(task, None)
-                if not line:
-                    return
-                writer.write(msgspec.json.encode(await self._answer(line)) + b"\n")
-                await asyncio.wait_for(writer.drain(), IDLE_TIMEOUT_S)
+            await self._converse(task, reader, writer)
+            # Whoever has not read all of it by then does not want it.
+            self._silent[task] = None
+            writer.close()
+            async with asyncio.timeout(IDLE_TIMEOUT_S):
+                await writer.wait_closed()
         except (ValueError, TimeoutError, ConnectionError, asyncio.CancelledError):
             # Too long a line, a silent or a vanished peer: nothing is owed to it.
-            return
+            writer.transport.abort()
         finally:
             self._silent.pop(task, None)
             self._connections.discard(task)
-            writer.close()
 
-    async def _answer(self, line: bytes) -> dict[str, Any]:
+    async def _converse(
+        self, task: asyncio.Task[None], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        while True:
+            self._silent[task] = None
+            # Not wait_for: until Python 3.12 it may swallow a cancellation.
+            async with asyncio.timeout(IDLE_TIMEOUT_S):
+                line = await reader.readline()
+            self._silent.pop(task, None)
+            if not line:
+                return
+            answer = await self._answer(line)
+            if isinstance(answer, Follow):
+                await self._follow(reader, writer)
+                return
+            writer.write(_line(answer))
+            async with asyncio.timeout(IDLE_TIMEOUT_S):
+                await writer.drain()
+
+    async def _answer(self, line: bytes) -> dict[str, Any] | Follow:
+        """The answer, or the request itself where it is to follow and may."""
         try:
-            request: Request = msgspec.json.decode(line, type=Request)
+            request: Request | Follow = msgspec.json.decode(line, type=Request | Follow)
+            if isinstance(request, Follow):
+                if self._followers >= MOST_FOLLOWERS:
+                    raise DaemonError(f"{MOST_FOLLOWERS} follow already, which are the most")
+                return request
             if isinstance(request, Explain) and len(request.flows) > MOST_FLOWS:
                 raise DaemonError(f"expected at most {MOST_FLOWS} flows, got {len(request.flows)}")
             return {"ok": True, "answer": await self._handler(request)}
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as fault:
-            return {"ok": False, "error": f"not a request: {fault}", "exit": 2}
+            return _refusal(UsageError(f"not a request: {fault}"))
         except Error as fault:
-            return {"ok": False, "error": str(fault), "exit": fault.exit_status}
+            return _refusal(fault)
         except Exception as fault:
             log.exception("a request could not be answered")
             return {"ok": False, "error": f"not answered: {fault or type(fault).__name__}"}
+
+    async def _follow(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Tells transitions until one of both has enough. Sends last words where it is us."""
+        self._followers += 1
+        try:
+            with self._feed.follow() as follower:
+                writer.write(_line({"ok": True, "answer": {"following": True}}))
+                telling = asyncio.create_task(_tell(follower, writer))
+                hearing = asyncio.create_task(reader.read(1))
+                try:
+                    await asyncio.wait({telling, hearing}, return_when=asyncio.FIRST_COMPLETED)
+                    if telling.done():
+                        writer.write(_line(_refusal(telling.result())))
+                    elif hearing.result():
+                        words = "nothing can be asked on a connection that follows"
+                        writer.write(_line(_refusal(UsageError(words))))
+                except asyncio.CancelledError:
+                    writer.write(_line(_refusal(ENDING)))
+                    raise
+                finally:
+                    telling.cancel()
+                    hearing.cancel()
+                    await asyncio.gather(telling, hearing, return_exceptions=True)
+        finally:
+            self._followers -= 1
+
+
+async def _tell(follower: Follower, writer: asyncio.StreamWriter) -> Error:
+    """Tells what the follower hears, and gives the reason why there is no more."""
+    try:
+        async for transition in follower:
+            writer.write(_line({"ok": True, "answer": transition.as_dict()}))
+            async with asyncio.timeout(IDLE_TIMEOUT_S):
+                await writer.drain()
+    except TimeoutError:
+        return DaemonError(f"cut off: nothing was read for {IDLE_TIMEOUT_S:g} s")
+    except DaemonError as behind:
+        return behind
+    return ENDING
+
+
+def _line(answer: dict[str, Any]) -> bytes:
+    return msgspec.json.encode(answer) + b"\n"
+
+
+def _refusal(fault: Error) -> dict[str, Any]:
+    return {"ok": False, "error": str(fault), "exit": fault.exit_status}
 
 
 def _answers(path: Path) -> bool:
@@ -198,52 +251,3 @@ def _answers(path: Path) -> bool:
             # Somebody who is too busy to take another call.
             return True
         return True
-
-
-class _Answer(msgspec.Struct):
-    """`exit` is the status that the command ends with where the request is refused."""
-
-    ok: bool
-    answer: Any = None
-    error: str = ""
-    exit: int = DaemonError.exit_status
-
-
-class NoDaemonError(DaemonError):
-    """Nobody listens on the control socket."""
-
-
-def ask(path: Path, request: Request, timeout_s: float = 30.0) -> Any:
-    """Sends one request and returns its answer. DaemonError if it is refused or not answered."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        # A busy daemon's backlog is waited for only by a connect that blocks, this long at most.
-        limit = struct.pack("@ll", int(timeout_s), 0)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-        try:
-            connection.connect(str(path))
-            connection.settimeout(timeout_s)
-        except (FileNotFoundError, ConnectionRefusedError):
-            raise NoDaemonError(
-                f"no daemon listens on {path}; start one with `evenlink run`"
-            ) from None
-        except OSError as refusal:
-            raise DaemonError(f"{path}: {refusal.strerror or refusal}") from refusal
-        try:
-            connection.sendall(msgspec.json.encode(request) + b"\n")
-            data = bytearray()
-            while not data.endswith(b"\n"):
-                piece = connection.recv(1 << 16)
-                if not piece or len(data) > LONGEST_ANSWER:
-                    raise DaemonError(f"{path}: the daemon hung up without an answer")
-                data += piece
-        except OSError as refusal:
-            raise DaemonError(f"{path}: {refusal.strerror or refusal}") from refusal
-    try:
-        answer = msgspec.json.decode(bytes(data), type=_Answer)
-    except (msgspec.DecodeError, RecursionError):
-        raise DaemonError(f"{path}: whoever listens there is no evenlink daemon") from None
-    if not answer.ok:
-        refused = DaemonError(answer.error)
-        refused.exit_status = answer.exit
-        raise refused
-    return answer.answer

@@ -11,7 +11,8 @@ from dataplane.daemon.steps import Step
 from dataplane.decide.balance import all_alive
 from dataplane.decide.explain import Situation, explain, parse_flow
 from dataplane.decide.facts import Destination, Facts
-from dataplane.decide.fit import misfits
+from dataplane.decide.fit import absences, conflicts, doubts
+from dataplane.decide.liveness import Condition, Verdict
 from dataplane.decide.wish import make_wish
 from dataplane.errors import MachineError, UsageError
 from dataplane.system import capabilities
@@ -33,10 +34,22 @@ def steps_on_this_machine(config: Config) -> tuple[list[Step], list[str]]:
     machine = Machine()
     try:
         facts = machine.look(config)
-        found = misfits(config, facts)
+        remarks += [*absences(config, facts), *doubts(config, facts)]
+        found = conflicts(config, facts)
         if found:
-            raise MachineError("\n".join(found))
-        plan = make_wish(config, facts, key, state.ids, running_table(state)).plan()
+            raise MachineError("\n".join([*remarks, *found]))
+        # As `run` would begin: what was silent before has to prove itself.
+        silent = {way: Verdict(Condition.SILENT) for way in state.silent}
+        wish = make_wish(
+            config,
+            facts,
+            key,
+            state.ids,
+            running_table(state),
+            verdicts=silent,
+            drained=state.drained,
+        )
+        plan = wish.plan()
         observed = observe(machine.netlink, (one.key for one in plan.sysctls))
         check_mask(observed, config.mark_mask)
         return difference(observed, plan, state.listing), remarks
@@ -61,6 +74,6 @@ def explanations_by_file(
     state = directory.load()
     nothing_seen = Facts((), native_queue=False)
     alive = all_alive(config)
-    wish = make_wish(config, nothing_seen, key, state.ids, running_table(state), alive)
+    wish = make_wish(config, nothing_seen, key, state.ids, running_table(state), states=alive)
     situation = Situation.of(wish.without(dead))
     return [explain(situation, parse_flow(words), Destination("", "")).as_dict() for words in flows]

@@ -17,8 +17,14 @@ from typing import Any, TypeVar
 from dataplane.config.load import read_file
 from dataplane.config.model import Config
 from dataplane.daemon.answers import Answers
-from dataplane.daemon.control import ControlServer, Explain, Reload, Request, Status, Stop
+from dataplane.daemon.control import ControlServer
+from dataplane.daemon.events import Feed, Transition
+from dataplane.daemon.hooks import Hooks
+from dataplane.daemon.messages import Drain, Explain, Reload, Request, Restore, Status, Stop
 from dataplane.daemon.router import Router
+from dataplane.daemon.watch import Watch
+from dataplane.decide.facts import Facts
+from dataplane.decide.liveness import link_states
 from dataplane.decide.slots import SLOTS
 from dataplane.errors import DaemonError, Error
 from dataplane.system.changes import ChangeListener
@@ -27,9 +33,8 @@ log = logging.getLogger("evenlink")
 
 Answer = TypeVar("Answer")
 
-# Changes come in flocks; one look serves the flock.
-SETTLE_S = 0.05
-# Two tools that undo each other must not keep a core busy.
+# Changes come in flocks: the first is followed at once, the rest after this. Nor must two tools
+# that undo each other keep a core busy.
 LOOK_PAUSE_S = 0.2
 # iptables-legacy and the like tell nobody: so look without being told, too.
 LOOK_EVERY_S = 10.0
@@ -72,14 +77,23 @@ class _Daemon:
 
     def __init__(self, path: Path, config: Config) -> None:
         self._path = path
-        self._router = Router(config)
+        self._router = Router(config, self._tell)
+        self._feed = Feed()
+        self._hooks = Hooks(config.on_change)
         self._answers = Answers(self._router)
         self._router_thread = ThreadPoolExecutor(1, "router")
         self._answers_thread = ThreadPoolExecutor(1, "answers")
         self._changed = asyncio.Event()
+        self._judged = asyncio.Event()
+        self._watch_if_claimed: Watch | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending: asyncio.Future[bool] | None = None
         self._stopped = False
+
+    @property
+    def _watch(self) -> Watch:
+        assert self._watch_if_claimed is not None, "made before anything is watched"
+        return self._watch_if_claimed
 
     async def _call(self, what: Callable[..., Answer], *arguments: Any) -> Answer:
         """On the router's thread."""
@@ -96,7 +110,7 @@ class _Daemon:
         task.add_done_callback(self._tasks.discard)
 
     async def serve(self) -> int:
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
         self._ending = loop.create_future()
         # Before anything is applied: a signal that comes meanwhile must not leave half of it.
         loop.add_signal_handler(signal.SIGTERM, self._end, None)
@@ -108,9 +122,15 @@ class _Daemon:
             last.push_async_callback(self._run, self._answers_thread, self._answers.close)
             await self._call(self._router.claim)
             last.push_async_callback(self._call, self._router.release)
+            self._watch_if_claimed = Watch(self._judged.set, self._router.silent_before)
+            last.callback(self._watch.close)
             config = self._router.config
-            control = ControlServer(config.control_socket, config.control_group, self._answer)
+            control = ControlServer(
+                config.control_socket, config.control_group, self._answer, self._feed
+            )
             last.push_async_callback(control.close)
+            last.callback(self._feed.close)
+            last.push_async_callback(self._hooks.close)
             control.bind()
             listener = ChangeListener()
             last.callback(listener.close)
@@ -122,13 +142,17 @@ class _Daemon:
         """From the router's start to its stop; whether all was undone."""
         assert self._ending is not None, "made before anything is started"
         loop = asyncio.get_running_loop()
-        await self._call(self._router.start)
+        self._watch.take(self._router.config)
+        facts = await self._look()
+        await self._call(self._router.start, facts, self._watch.verdicts())
         undo = True
         try:
+            self._watch.serve(self._router.wish.link_marks)
             await control.start()
             for one in listener.sockets:
                 loop.add_reader(one, self._told, listener, one)
-            self._begin(self._follow())
+            self._begin(self._follow_machine())
+            self._begin(self._follow_health())
             self._begin(self._sample())
             self._say_ready()
             undo = await self._ending
@@ -164,30 +188,55 @@ class _Daemon:
         if not self._ending.done():
             self._ending.set_exception(fault)
 
+    def _tell(self, transition: Transition) -> None:
+        """Called by the router, on its thread."""
+        interface = self._router.wish.config.link(transition.link).interface
+        self._loop.call_soon_threadsafe(self._feed.tell, transition)
+        self._loop.call_soon_threadsafe(self._hooks.tell, transition, interface)
+
     def _told(self, listener: ChangeListener, one: socket.socket) -> None:
         if listener.drain(one):
             self._changed.set()
 
-    async def _follow(self) -> None:
-        """Looks at the machine when something changed, and once in a while without being told."""
+    async def _look(self) -> Facts:
+        """Looks at the machine, and has health hear of it."""
+        facts = await self._call(self._router.look)
+        self._watch.see(facts, link_states(self._router.config, facts))
+        return facts
+
+    async def _follow_machine(self) -> None:
+        """Looks when something changed, and once in a while without being told."""
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), LOOK_EVERY_S)
-                await asyncio.sleep(SETTLE_S)
             self._changed.clear()
-            if not self._stopped:
-                await self._survive(self._router.refresh)
+            await self._survive(self._refresh)
             await asyncio.sleep(LOOK_PAUSE_S)
+
+    async def _follow_health(self) -> None:
+        while True:
+            await self._judged.wait()
+            self._judged.clear()
+            await self._survive(self._judge)
+
+    async def _refresh(self) -> None:
+        facts = await self._look()
+        await self._call(self._router.refresh, facts, self._watch.verdicts())
+
+    async def _judge(self) -> None:
+        await self._call(self._router.judge, self._watch.verdicts())
 
     async def _sample(self) -> None:
         while True:
-            await self._survive(self._router.sample)
+            await self._survive(lambda: self._call(self._router.sample))
             await asyncio.sleep(SAMPLE_EVERY_S)
 
-    async def _survive(self, what: Callable[[], None]) -> None:
-        """Whatever goes wrong in one look, the next one is taken."""
+    async def _survive(self, what: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Whatever goes wrong once, the next time it is tried again."""
+        if self._stopped:
+            return
         try:
-            await self._call(what)
+            await what()
         except Error as fault:
             log.error("%s", fault)
         except Exception:
@@ -205,18 +254,36 @@ class _Daemon:
         if self._stopped:
             raise DaemonError("the daemon is ending")
         config = read_file(self._path)
-        await self._call(self._router.reload, config)
+        facts = await self._call(self._router.look, config)
+        await self._call(self._router.reload, config, facts, self._watch.verdicts())
+        self._watch.take(config)
+        self._watch.see(facts, link_states(config, facts))
+        self._watch.serve(self._router.wish.link_marks)
+        # A link by another interface or gateway is not what was judged before.
+        self._judged.set()
+        self._hooks.replace(config.on_change)
         log.setLevel(config.log_level.upper())
         log.info("reloaded %s", self._path)
+
+    async def _set_by_hand(self, what: Callable[[str], None], link: str) -> None:
+        await self._call(what, link)
+        await self._judge()
 
     async def _answer(self, request: Request) -> Any:
         if self._stopped:
             raise DaemonError("the daemon is ending")
         match request:
             case Status():
-                return await self._run(self._answers_thread, self._answers.status)
+                health, faults = self._watch.report(), self._hooks.faults()
+                return await self._run(self._answers_thread, self._answers.status, health, faults)
             case Explain(flows, dead):
                 return await self._run(self._answers_thread, self._answers.explain, flows, dead)
+            case Drain(link):
+                await self._set_by_hand(self._router.drain, link)
+                return {}
+            case Restore(link):
+                await self._set_by_hand(self._router.restore, link)
+                return {}
             case Reload():
                 await self._reload()
                 return {}

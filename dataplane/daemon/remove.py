@@ -6,7 +6,8 @@ import contextlib
 from pathlib import Path
 
 from dataplane.daemon.apply import observe, perform_all, removal
-from dataplane.daemon.control import NoDaemonError, Stop, ask
+from dataplane.daemon.calling import NoDaemonError, ask
+from dataplane.daemon.messages import Stop
 from dataplane.errors import MachineError
 from dataplane.system import alone, capabilities, iptables
 from dataplane.system.netlink import Netlink

@@ -8,6 +8,7 @@ from typing import Any
 
 from dataplane.config.marks import Marks
 from dataplane.daemon.engine import QueueEngine
+from dataplane.daemon.history import LinkHistory, in_words, state_name, why
 from dataplane.decide.balance import weights
 from dataplane.decide.chains import FALLBACK_COUNTER, WRONG_SOURCE_COUNTER
 from dataplane.decide.facts import FAMILIES
@@ -41,12 +42,16 @@ class RateMeter:
 
 def status_report(
     wish: Wish,
-    since: Mapping[str, float],
+    history: Mapping[str, LinkHistory],
+    health: Mapping[str, Mapping[str, Any]],
     engine: QueueEngine,
     rates: RateMeter,
     mended: int,
 ) -> dict[str, Any]:
-    """What `status --json` prints; docs/operate/commands.md lists its keys."""
+    """What `status --json` prints; docs/operate/commands.md lists its keys.
+
+    `health` has by link what its targets said, the hold that is left, and faults.
+    """
     marks = Marks(wish.config.mark_mask)
     wanted = weights(wish.config)
     total = sum(wanted.values())
@@ -54,23 +59,27 @@ def status_report(
     links = []
     for link in wish.config.links:
         state = wish.states[link.name]
+        since = history[link.name].since
+        heard = health.get(link.name, {})
         received, sent = rates.bits_per_second(link.interface)
         shares = {family: held[family].get(link.name, 0.0) for family in held}
         links.append(
             {
                 "name": link.name,
                 "interface": link.interface,
-                "state": "up" if state.alive else "down",
-                "since": datetime.fromtimestamp(since[link.name], UTC).isoformat("T", "seconds"),
-                "why": state.why,
+                "state": state_name(state),
+                "since": datetime.fromtimestamp(since, UTC).isoformat("T", "seconds"),
+                "why": why(state),
                 "share_wanted": float(wanted.get(link.name, 0) / total),
                 "share_slots": shares.get(4, shares.get(6, 0.0)),
                 "share_slots_ipv6": shares.get(6, 0.0),
+                "serves": any(wish.serves(link.name, family) for family in FAMILIES),
                 "carries": [f"ipv{family}" for family in FAMILIES if state.way(family).alive],
                 "connections": conntrack.count(marks.mark(wish.ids[link.name]), marks.mask),
                 "rx_bps": received,
                 "tx_bps": sent,
-                "targets": [],
+                "hold_ms": heard.get("hold_ms", 0),
+                "targets": heard.get("targets", []),
             }
         )
     counted = engine.counters()
@@ -93,18 +102,22 @@ def status_report(
         },
         "wrong_source": kernel.get(WRONG_SOURCE_COUNTER, 0),
         "mended": mended,
-        "faults": _faults(wish, engine, kernel),
+        "faults": [*_faults(wish, engine, kernel), *_target_faults(health)],
     }
 
 
 def _faults(wish: Wish, engine: QueueEngine, kernel: Mapping[str, int]) -> list[str]:
     found = [
-        f"link {name} is down: {state.why}"
+        f"link {name} is {in_words(wish, name)}"
         for name, state in wish.states.items()
-        if not state.alive
+        if state_name(state) == "down" or (state.alive and why(state))
     ]
     if not engine.alive():
         found.append("a queue worker has stopped; the kernel settles new connections by itself")
     if not kernel:
         found.append("the nft table cannot be read")
     return found
+
+
+def _target_faults(health: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return [f"link {name}: {fault}" for name, heard in health.items() for fault in heard["faults"]]

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
-from dataplane.config.marks import Marks
 from dataplane.config.model import Config
 from dataplane.daemon.apply import (
     Observed,
@@ -22,17 +21,21 @@ from dataplane.daemon.apply import (
     perform_all,
     removal,
 )
+from dataplane.daemon.connections import Connections
 from dataplane.daemon.engine import QueueEngine
+from dataplane.daemon.events import Transition
+from dataplane.daemon.history import LinkHistory, followed, in_words
 from dataplane.daemon.look import Machine, running_table
 from dataplane.daemon.report import RateMeter
 from dataplane.decide.facts import FAMILIES, Facts, Family
-from dataplane.decide.fit import misfits
+from dataplane.decide.fit import absences, conflicts, doubts
+from dataplane.decide.liveness import Condition, Verdicts
 from dataplane.decide.plan import Plan
 from dataplane.decide.slots import SLOTS, moved
 from dataplane.decide.wish import Wish, make_wish
-from dataplane.errors import Error, MachineError
+from dataplane.errors import Error, MachineError, UsageError
 from dataplane.hotpath import Program
-from dataplane.system import capabilities, conntrack, iptables, nft, sysctl
+from dataplane.system import capabilities, iptables, nft, sysctl
 from dataplane.system.alone import NamespaceLock
 from dataplane.system.state import State, StateDirectory
 
@@ -42,22 +45,16 @@ log = logging.getLogger("evenlink")
 BOUNDARY_TIMEOUT_S = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class LinkHistory:
-    """Since when a link is as it is, in seconds of Unix time."""
-
-    alive: bool
-    since: float
-
-
 class Router:
     """The running router. `start` either succeeds whole or leaves the machine as it was.
 
     All calls come from one thread, that of `start`; only what `Answers` reads is read by another.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, tell: Callable[[Transition], None]) -> None:
+        """`tell` hears of every link that became something else, on the router's thread."""
         self._first_config = config
+        self._tell = tell
         self._directory = StateDirectory(config.state_dir)
         self._alone = NamespaceLock()
         self._machine_if_started: Machine | None = None
@@ -65,8 +62,9 @@ class Router:
         self._wish: Wish | None = None
         self._engine: QueueEngine | None = None
         self._serial = 0
-        # (number, family) of links whose connections are still to be forgotten.
-        self._dead: set[tuple[int, Family]] = set()
+        self._connections = Connections(
+            lambda *asked: self._machine.netlink.destination(*asked),
+        )
         self.history: dict[str, LinkHistory] = {}
         self.rates = RateMeter()
         self.mended = 0
@@ -110,9 +108,15 @@ class Router:
         self._directory.lock()
         try:
             self._alone.take()
+            self._state = self._directory.load()
         except BaseException:
-            self._directory.unlock()
+            self.release()
             raise
+
+    @property
+    def silent_before(self) -> frozenset[tuple[str, Family]]:
+        """(link, family) of what did not answer when an earlier daemon of this boot ended."""
+        return frozenset(self._state.silent)
 
     def release(self) -> None:
         """Gives back what `claim` took. Again does nothing."""
@@ -122,21 +126,40 @@ class Router:
             self._machine_if_started.close()
             self._machine_if_started = None
 
-    def start(self) -> None:
-        """Binds the queues, then makes the kernel what the plan says. Comes after `claim`."""
+    def look(self, config: Config | None = None) -> Facts:
+        """The machine as it is now, as far as the file, or another one, depends on it."""
+        return self._machine.look(config or self.config)
+
+    def start(self, facts: Facts, verdicts: Verdicts) -> None:
+        """Binds the queues, then makes the kernel what the plan says. Comes after `claim`.
+
+        MachineError if the file cannot be served on this machine.
+        """
+        config = self._first_config
+        remarks = [*absences(config, facts), *doubts(config, facts)]
+        faults = conflicts(config, facts)
+        _refuse([*remarks, *faults] if faults else [])
+        for remark in remarks:
+            log.warning("%s", remark)
         try:
-            self._start()
+            self._start(config, facts, verdicts)
         except BaseException:
             if self._engine:
                 self._engine.stop()
             raise
 
-    def _start(self) -> None:
-        before = self._directory.load()
-        config = self._first_config
-        facts = self._look(config)
+    def _start(self, config: Config, facts: Facts, verdicts: Verdicts) -> None:
+        before = self._state
         key = self._directory.key(config.key)
-        wish = make_wish(config, facts, key, before.ids, running_table(before))
+        wish = make_wish(
+            config,
+            facts,
+            key,
+            before.ids,
+            running_table(before),
+            verdicts=verdicts,
+            drained=before.drained,
+        )
         program = Program(wish.program())
         self._engine = QueueEngine(config.queue, program)
         self._engine.start()
@@ -159,48 +182,67 @@ class Router:
         self._serial = program.serial
         self._adopt(wish)
         # What died, or left the file, while no daemon ran.
-        self._dead = {
-            (number, family)
-            for number in {*before.ids.values(), *wish.ids.values()}
-            for family in FAMILIES
-        }
-        self._forget()
+        self._connections.may_have_left({*before.ids.values(), *wish.ids.values()})
+        self._settle_connections()
 
-    def _look(self, config: Config) -> Facts:
-        """The machine as it is; MachineError if the file does not fit it."""
-        facts = self._machine.look(config)
-        found = misfits(config, facts)
-        if found:
-            raise MachineError("\n".join(found))
-        return facts
-
-    def refresh(self) -> None:
-        """Looks at the machine again: follows its links, and mends what another hand undid."""
+    def refresh(self, facts: Facts, verdicts: Verdicts) -> None:
+        """Follows the links, and mends what another hand undid."""
         self._alone.hang_up()
         old = self.wish
-        facts = self._machine.look(old.config)
-        wish = make_wish(old.config, facts, old.key, old.ids, old.home)
+        wish = self._wished(old, facts, verdicts)
         if wish == old:
             self._mend(wish)
         else:
             self._switch(wish)
-        self._forget()
+        self._settle_connections()
         if not self.engine.alive():
             for number, fault in self.engine.faults().items():
                 log.error("queue %d: its worker ended: %s; starting it anew", number, fault)
             self._replace_engine(wish)
 
-    def reload(self, config: Config) -> None:
+    def judge(self, verdicts: Verdicts) -> None:
+        """Follows what health, or the operator, makes of the links; the machine is as before."""
+        old = self.wish
+        wish = self._wished(old, old.facts, verdicts)
+        if wish != old:
+            self._switch(wish)
+            self._settle_connections()
+
+    def _wished(self, old: Wish, facts: Facts, verdicts: Verdicts) -> Wish:
+        return make_wish(
+            old.config,
+            facts,
+            old.key,
+            old.ids,
+            old.home,
+            verdicts=verdicts,
+            drained=self._state.drained,
+            served=old.serving,
+        )
+
+    def reload(self, config: Config, facts: Facts, verdicts: Verdicts) -> None:
         """Takes a new file without losing a packet; a refusal leaves the old one in force."""
         old = self.wish
         # A mark is read by the mask that wrote it, so that goes with the connections.
         for name in ("state_dir", "control_socket", "control_group", "mark_mask"):
             if getattr(config, name) != getattr(old.config, name):
                 raise MachineError(f"{name}: cannot change while running; restart instead")
-        facts = self._look(config)
+        faults = [*doubts(config, facts), *conflicts(config, facts)]
+        _refuse([*absences(config, facts), *faults] if faults else [])
+        for remark in absences(config, facts):
+            log.warning("%s", remark)
         made = config.key is None and old.config.key is None
         key = old.key if made else self._directory.key(config.key)
-        wish = make_wish(config, facts, key, self._state.ids, old.home)
+        wish = make_wish(
+            config,
+            facts,
+            key,
+            self._state.ids,
+            old.home,
+            verdicts=verdicts,
+            drained=self._state.drained,
+            served=old.serving,
+        )
         if config.queue == old.config.queue:
             self._switch(wish)
         else:
@@ -212,7 +254,36 @@ class Router:
                     self._replace_engine(old)
                 raise
         log.info("%d of %d slots move to another link", moved(old.home, wish.home), SLOTS)
-        self._forget()
+        self._settle_connections()
+
+    def drain(self, name: str) -> None:
+        """Takes a link out for new connections; those that it has stay.
+
+        UsageError if there is no such link, MachineError if no other one lives.
+        """
+        self._check_link(name)
+        others = [state for state in self.wish.states.values() if state.name != name]
+        if not any(state.alive for state in others):
+            raise MachineError(f"{name} is the last link that lives: it stays")
+        self._set_drained({*self._state.drained, name})
+
+    def restore(self, name: str) -> None:
+        """Puts a drained link back; its slots are its own again. UsageError for an unknown one."""
+        self._check_link(name)
+        self._set_drained({*self._state.drained} - {name})
+
+    def _check_link(self, name: str) -> None:
+        if name not in self.wish.ids:
+            raise UsageError(f"there is no link {name!r}; {', '.join(self.wish.ids)}")
+
+    def _set_drained(self, names: set[str]) -> None:
+        before = self._state
+        self._state = _with(before, drained=tuple(sorted(names)))
+        try:
+            self._directory.store(self._state)
+        except BaseException:
+            self._state = before
+            raise
 
     def stop(self, undo: bool) -> None:
         """Stops serving. Without `undo` the kernel goes on by itself, and a restart adopts it.
@@ -258,7 +329,7 @@ class Router:
             raise
         self._serial = program.serial
         self._adopt(wish)
-        self._dead |= _died(old, wish)
+        self._connections.changed(old, wish)
 
     def _mend(self, wish: Wish) -> None:
         plan = wish.plan()
@@ -271,32 +342,13 @@ class Router:
         perform(steps, self._machine.netlink)
         self._remember_listing()
 
-    def _forget(self) -> None:
-        """Forgets the connections of dead links, when no worker can still hold an old verdict.
+    def _settle_connections(self) -> None:
+        self._connections.settle(self.wish, self._wait_passed)
 
-        Twice, since a packet may have been on its way. What is refused is tried at the next look.
-        """
-        wish = self.wish
-        names = {number: name for name, number in wish.ids.items()}
-        dead = {
-            (number, family)
-            for number, family in self._dead
-            if number not in names or not wish.states[names[number]].way(family).alive
-        }
-        self._dead = dead
-        if not dead:
-            return
+    def _wait_passed(self) -> None:
+        """Waits until no worker can hold a verdict of an earlier program."""
         if not self.engine.wait_passed(self._serial, BOUNDARY_TIMEOUT_S):
             log.error("a queue worker did not finish its batch within %s s", BOUNDARY_TIMEOUT_S)
-        marks = Marks(wish.config.mark_mask)
-        try:
-            for _ in range(2):
-                for number, family in sorted(dead):
-                    conntrack.forget(marks.mark(number), marks.mask, family)
-        except Error as refusal:
-            log.error("connections of dead links are not forgotten yet: %s", refusal)
-            return
-        self._dead = set()
 
     def _observe(self, plan: Plan) -> Observed:
         return observe(self._machine.netlink, (one.key for one in plan.sysctls))
@@ -324,23 +376,27 @@ class Router:
             self._directory.store(self._state)
 
     def _adopt(self, wish: Wish) -> None:
-        """Makes the wish the one in force, and tells the log what changed."""
+        """Makes the wish the one in force, and tells what changed."""
         self._wish = wish
-        now = time.time()
-        history = {}
-        for name, state in wish.states.items():
-            before = self.history.get(name)
-            if before is not None and before.alive == state.alive:
-                history[name] = before
-                continue
-            history[name] = LinkHistory(state.alive, now)
-            log.info("link %s is %s", name, "up" if state.alive else f"down: {state.why}")
-        self.history = history
+        self.history, transitions = followed(self.history, wish, time.time())
+        for transition in transitions:
+            log.info("link %s is %s", transition.link, in_words(wish, transition.link))
+            if transition.state != transition.before:
+                self._tell(transition)
 
     def sample(self) -> None:
-        """Reads the interface counters; called once in a while so that rates are known."""
+        """Reads the interface counters, so that rates are known, and goes on with failback.
+
+        To be called every second or two.
+        """
+        self._connections.step(self.wish)
         names = frozenset(link.interface for link in self.wish.config.links)
         self.rates.sample(time.monotonic(), self._machine.netlink.counters(names))
+
+
+def _refuse(faults: Sequence[str]) -> None:
+    if faults:
+        raise MachineError("\n".join(faults))
 
 
 def _state_of(state: State, wish: Wish) -> State:
@@ -351,19 +407,15 @@ def _state_of(state: State, wish: Wish) -> State:
         ids={name: n for name, n in state.ids.items() if n not in numbers} | dict(wish.ids),
         home_links=wish.home.links,
         home_slots=wish.home.slots,
+        silent=tuple(
+            (name, family)
+            for name, link in wish.states.items()
+            for family in FAMILIES
+            if link.way(family).condition in (Condition.SILENT, Condition.POOR)
+        ),
+        drained=tuple(name for name in state.drained if name in wish.ids),
     )
 
 
 def _with(state: State, **changes: Any) -> State:
     return msgspec.structs.replace(state, **changes)
-
-
-def _died(old: Wish, new: Wish) -> set[tuple[int, Family]]:
-    """(number, family) of the links that carried a family and do not any more."""
-    return {
-        (old.ids[name], family)
-        for name, state in old.states.items()
-        for family in FAMILIES
-        if state.way(family).alive
-        and not (name in new.states and new.states[name].way(family).alive)
-    }

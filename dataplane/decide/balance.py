@@ -9,7 +9,7 @@ from fractions import Fraction
 from dataplane.config.marks import Marks
 from dataplane.config.model import Config
 from dataplane.decide.facts import FAMILIES, Family
-from dataplane.decide.liveness import LinkState, Way, alive, carriers
+from dataplane.decide.liveness import Condition, LinkState, Way, serving
 from dataplane.decide.program import ProgramRule, compile_program
 from dataplane.decide.slots import SLOTS, SlotTable, home, overlay, reweight
 
@@ -25,22 +25,30 @@ def home_table(config: Config, running: SlotTable | None) -> SlotTable:
     return home(wanted) if running is None else reweight(running, wanted)
 
 
-def family_tables(
-    config: Config, table: SlotTable, states: Mapping[str, LinkState]
-) -> dict[Family, SlotTable]:
-    """The slots as they are now, by family.
+def families_serving(
+    config: Config,
+    states: Mapping[str, LinkState],
+    before: Mapping[Family, frozenset[str]],
+) -> dict[Family, frozenset[str]]:
+    """By family, the balanced links that hold slots now.
 
-    A family that no link is set up for is left out: it is left to main. While all of its links
-    are dead, each keeps its slots, so that everything is at home when they come back.
+    A family that no link is set up for is left out: it is left to main. `before` is what this
+    said of the states before.
     """
+    among = config.balance.links
+    found = {
+        family: serving(states, family, among, before.get(family, frozenset()))
+        for family in FAMILIES
+    }
+    return {family: names for family, names in found.items() if names}
+
+
+def family_tables(
+    config: Config, table: SlotTable, serving: Mapping[Family, frozenset[str]]
+) -> dict[Family, SlotTable]:
+    """The slots as they are now, by family: the others' are lent to those that serve."""
     wanted = weights(config)
-    tables: dict[Family, SlotTable] = {}
-    for family in FAMILIES:
-        able = carriers(states, family) & wanted.keys()
-        living = alive(states, family) & wanted.keys()
-        if able:
-            tables[family] = overlay(table, living or able, wanted)
-    return tables
+    return {family: overlay(table, names, wanted) for family, names in serving.items()}
 
 
 def program_block(
@@ -76,14 +84,16 @@ def without(states: Mapping[str, LinkState], dead: Collection[str]) -> dict[str,
 
 
 def _dead(way: Way) -> Way:
-    return replace(way, alive=False, why=way.why or "assumed to be dead")
+    return replace(
+        way, condition=min(way.condition, Condition.CUT), why=way.why or "assumed to be dead"
+    )
 
 
 def all_alive(config: Config) -> dict[str, LinkState]:
     """Every link as the file hopes for it: what is explained when no machine is asked."""
-    ways = {family: Way(True, True, "") for family in FAMILIES}
-    off = Way(False, False, "IPv6 is switched off in the file")
+    off = Way(Condition.ABSENT, "IPv6 is switched off in the file")
+    living = Way(Condition.LIVING)
     return {
-        link.name: LinkState(link.name, (ways[4], ways[6] if config.ipv6 else off))
+        link.name: LinkState(link.name, (living, living if config.ipv6 else off))
         for link in config.links
     }

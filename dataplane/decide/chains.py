@@ -6,19 +6,30 @@ nft 1.0.6 cannot combine two registers bitwise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-
-from dataplane.config.model import Fields, Nat, QueueMode
+from dataplane.config.model import Fields, Nat
 from dataplane.decide.facts import Family
+from dataplane.decide.output import output_ask, output_restore
 from dataplane.decide.plan import Plan, PlannedLink, slots_balanced, uses_nat
 from dataplane.decide.slots import SLOTS
+from dataplane.decide.spelling import (
+    ADDRESS,
+    NFPROTO,
+    address_maps,
+    assign,
+    base,
+    every,
+    exempt_marks,
+    interfaces,
+    link_interfaces,
+    ours,
+    resolver_maps,
+    restore_map,
+)
 
 FALLBACK_COUNTER = "fallback"
 WRONG_SOURCE_COUNTER = "wrong_source"
 PAIR_TIMEOUT = "10m"
 
-_ADDRESS = {4: "ip", 6: "ip6"}
-_NFPROTO = {4: "meta nfproto ipv4", 6: "meta nfproto ipv6"}
 # Not routed in the Internet: RFC 1918, 6598, 3927, 4193.
 _PRIVATE = {
     4: "{ 10.0.0.0/8, 100.64.0.0/10, 169.254.0.0/16, 172.16.0.0/12, 192.168.0.0/16 }",
@@ -52,9 +63,9 @@ def all_chains(plan: Plan) -> list[tuple[str, list[str]]]:
     if plan.native_queue:
         chains.append(("prerouting_queue", _queue(plan, "prerouting")))
     chains.append(("prerouting_settle", _settle_hook(plan, "filter", "prerouting")))
-    chains.append(("output_restore", _output_restore(plan)))
+    chains.append(("output_restore", output_restore(plan)))
     if plan.balance_own:
-        chains.append(("output_ask", _output_ask(plan)))
+        chains.append(("output_ask", output_ask(plan)))
         if plan.native_queue:
             chains.append(("output_queue", _queue(plan, "output")))
         chains.append(("output_settle", _settle_hook(plan, "route", "output")))
@@ -79,98 +90,46 @@ def pair_set(planned: PlannedLink, family: Family) -> str:
     return f"pairs{family}_{planned.id}"
 
 
-def _base(kind: str, hook: str, priority: str) -> str:
-    return f"type {kind} hook {hook} priority {priority}; policy accept;"
-
-
-def _set(register: str, plan: Plan, mark: int) -> str:
-    return f"{register} mark set {register} mark & {plan.marks.others:#010x} | {mark:#010x}"
-
-
-def _ours(register: str, plan: Plan) -> str:
-    return f"{register} mark & {plan.marks.mask:#010x}"
-
-
-def _decided(plan: Plan) -> str:
-    return f"{_ours('meta', plan)} != 0x00000000"
-
-
-def _any(values: Iterable[str]) -> str:
-    """One value is compared, which is cheaper than a look-up in a set."""
-    distinct = list(dict.fromkeys(values))
-    return distinct[0] if len(distinct) == 1 else "{ " + ", ".join(distinct) + " }"
-
-
-def _names(names: Iterable[str]) -> str:
-    return _any(f'"{name}"' for name in names)
-
-
-def _link_interfaces(plan: Plan) -> str:
-    return _names(planned.link.interface for planned in plan.links)
-
-
 def _mark_chains(plan: Plan) -> list[tuple[str, list[str]]]:
     """One chain a decision, which puts it into the packet's mark."""
     decisions = [(f"mark_{planned.id}", planned.mark) for planned in plan.links]
     decisions.append(("mark_main", plan.marks.mark(plan.marks.main)))
     decisions.append(("mark_reject", plan.marks.mark(plan.marks.reject)))
-    return [(name, [_set("meta", plan, mark), "accept"]) for name, mark in decisions]
-
-
-def _restore_map(plan: Plan) -> str:
-    entries = [f"{planned.mark:#010x} : goto mark_{planned.id}" for planned in plan.links]
-    entries.append(f"{plan.marks.mark(plan.marks.main):#010x} : goto mark_main")
-    entries.append(f"{plan.marks.mark(plan.marks.reject):#010x} : goto mark_reject")
-    return f"{_ours('ct', plan)} vmap {{ {', '.join(entries)} }}"
+    return [(name, [assign("meta", plan, mark), "accept"]) for name, mark in decisions]
 
 
 def _link_chains(plan: Plan) -> list[tuple[str, list[str]]]:
     """Three chains a link: a connection that came in by it, an older one, one that leaves by it."""
     chains = []
     for planned in plan.links:
-        save = _set("ct", plan, planned.mark)
+        save = assign("ct", plan, planned.mark)
         leave = [save]
         if remembers_pairs(plan):
             for family in plan.families:
-                address = _ADDRESS[family]
+                address = ADDRESS[family]
                 pair = f"ct original {address} saddr . ct original {address} daddr"
                 leave.append(
-                    f"ct state new ct direction original {_NFPROTO[family]} "
+                    f"ct state new ct direction original {NFPROTO[family]} "
                     f"update @{pair_set(planned, family)} {{ {pair} timeout {PAIR_TIMEOUT} }}"
                 )
         chains.append((f"inbound_{planned.id}", [save, "accept"]))
-        chains.append((f"adopt_{planned.id}", [save, _set("meta", plan, planned.mark), "accept"]))
+        chains.append((f"adopt_{planned.id}", [save, assign("meta", plan, planned.mark), "accept"]))
         chains.append((f"leave_{planned.id}", leave))
     return chains
-
-
-def _address_maps(plan: Plan, expression: Callable[[str], str], chain: str) -> list[str]:
-    """One verdict map a family from the links' own addresses to a chain a link."""
-    rules = []
-    for family in plan.families:
-        entries = [
-            f"{address} : goto {chain}_{planned.id}"
-            for planned in plan.links
-            for address in planned.own_addresses
-            if address.version == family
-        ]
-        if entries:
-            rules.append(f"{expression(_ADDRESS[family])} vmap {{ {', '.join(entries)} }}")
-    return rules
 
 
 def _adopt(plan: Plan) -> list[str]:
     """Connections older than the table: known by the address that NAT gave or was asked for."""
     return [
-        *_address_maps(plan, lambda ip: f"ct reply {ip} daddr", "adopt"),
-        *_address_maps(plan, lambda ip: f"ct original {ip} daddr", "adopt"),
+        *address_maps(plan, lambda ip: f"ct reply {ip} daddr", "adopt"),
+        *address_maps(plan, lambda ip: f"ct original {ip} daddr", "adopt"),
         "accept",
     ]
 
 
 def _inbound(plan: Plan) -> list[str]:
     """What came in by a link. A new connection from outside keeps the link that it came by."""
-    rules = ["ct state != new accept", f"{_ours('ct', plan)} != 0x00000000 accept"]
+    rules = ["ct state != new accept", f"{ours('ct', plan)} != 0x00000000 accept"]
     for planned in plan.links:
         if planned.shared:
             rules += [
@@ -198,34 +157,30 @@ def _exempt() -> list[str]:
     ]
 
 
-def _every(plan: Plan) -> bool:
-    return plan.queue.mode is QueueMode.EVERY
-
-
 def _restore(plan: Plan) -> list[str]:
     """What a connection decided stays decided; an older one is adopted."""
     return [
-        *_exempt_marks(plan),
-        f"ct direction reply {_restore_map(plan)}" if _every(plan) else _restore_map(plan),
-        f"{_ours('ct', plan)} == 0x00000000 ct state established,related goto adopt",
+        *exempt_marks(plan),
+        f"ct direction reply {restore_map(plan)}" if every(plan) else restore_map(plan),
+        f"{ours('ct', plan)} == 0x00000000 ct state established,related goto adopt",
     ]
 
 
 def _elsewhere(plan: Plan) -> list[str]:
     """What does not come from the LAN is never balanced."""
-    return [f"iifname {_link_interfaces(plan)} goto inbound", *_restore(plan), "accept"]
+    return [f"iifname {link_interfaces(plan)} goto inbound", *_restore(plan), "accept"]
 
 
 def _prerouting_restore(plan: Plan) -> list[str]:
-    rules = [_base("filter", "prerouting", "mangle - 5")]
+    rules = [base("filter", "prerouting", "mangle - 5")]
     if 6 not in plan.families:
         rules.append("meta nfproto ipv6 accept")
-    rules += [f"iifname != {_names(plan.lan)} goto elsewhere", *_restore(plan)]
-    if not _every(plan):
+    rules += [f"iifname != {interfaces(plan.lan)} goto elsewhere", *_restore(plan)]
+    if not every(plan):
         rules.append("ct state != new accept")
     rules += [
         "jump exempt",
-        _set("meta", plan, plan.marks.mark(plan.marks.ask)),
+        assign("meta", plan, plan.marks.mark(plan.marks.ask)),
         "fib daddr . mark oif exists goto mark_main",
     ]
     pinned = [
@@ -235,34 +190,28 @@ def _prerouting_restore(plan: Plan) -> list[str]:
     ]
     if pinned and 6 in plan.families:
         rules.append(f"ip6 saddr vmap {{ {', '.join(pinned)} }}")
-    return rules
-
-
-def _exempt_marks(plan: Plan, verdict: str = "accept") -> list[str]:
-    if not plan.exempt_marks:
-        return []
-    return [f"meta mark {_any(f'{mark:#010x}' for mark in plan.exempt_marks)} {verdict}"]
+    return [*rules, *resolver_maps(plan)]
 
 
 def _queue(plan: Plan, hook: str) -> list[str]:
     queue = plan.queue
     last = queue.number + queue.workers - 1
     to = f"{queue.number}-{last}" if queue.workers > 1 else f"{queue.number}"
-    asked = f"{_ours('meta', plan)} == {plan.marks.mark(plan.marks.ask):#010x}"
-    return [_base("filter", hook, "mangle"), f"{asked} queue flags bypass to {to}"]
+    asked = f"{ours('meta', plan)} == {plan.marks.mark(plan.marks.ask):#010x}"
+    return [base("filter", hook, "mangle"), f"{asked} queue flags bypass to {to}"]
 
 
 def _settle_hook(plan: Plan, kind: str, hook: str) -> list[str]:
     """A packet that still asks had no listener, met a full queue or could not be read."""
     asked = f"{plan.marks.mark(plan.marks.ask):#010x}"
-    rules = [_base(kind, hook, "mangle + 5")]
-    if _every(plan):
+    rules = [base(kind, hook, "mangle + 5")]
+    if every(plan):
         # Every packet was asked about, but a connection keeps its link: the queue's word counts
         # for the first one only. Packets of the links carry no mark and are not restored.
-        rules += [f"{_ours('meta', plan)} == 0x00000000 accept", _restore_map(plan)]
+        rules += [f"{ours('meta', plan)} == 0x00000000 accept", restore_map(plan)]
     return [
         *rules,
-        f"{_ours('meta', plan)} != {asked} accept",
+        f"{ours('meta', plan)} != {asked} accept",
         f"counter name {FALLBACK_COUNTER}",
         "goto settle",
     ]
@@ -272,7 +221,7 @@ def _settle(plan: Plan) -> list[str]:
     """The pair's remembered link while it lives, else jhash with the same shares."""
     rules = []
     for family in plan.families:
-        address = _ADDRESS[family]
+        address = ADDRESS[family]
         for planned in plan.links:
             if remembers_pairs(plan) and planned.slots_of(family):
                 rules.append(
@@ -287,7 +236,7 @@ def _settle(plan: Plan) -> list[str]:
 
 def _jhash(plan: Plan, family: Family) -> list[str]:
     """jhash over the balance's own fields; over the addresses where a packet has no ports."""
-    address = _ADDRESS[family]
+    address = ADDRESS[family]
     of_addresses, of_ports = _HASHED[plan.balance.fields]
     shares, first = [], 0
     for planned in plan.links:
@@ -300,43 +249,12 @@ def _jhash(plan: Plan, family: Family) -> list[str]:
     for match, ports in ((_PORT_PROTOCOLS, of_ports), ("", ())) if of_ports else (("", ()),):
         addresses = of_addresses or (() if ports else ("saddr", "daddr"))
         hashed = [f"{address} {name}" for name in addresses] + [f"th {name}" for name in ports]
-        prefix = f"{_NFPROTO[family]} {match} " if match else f"{_NFPROTO[family]} "
+        prefix = f"{NFPROTO[family]} {match} " if match else f"{NFPROTO[family]} "
         rules.append(
             f"{prefix}jhash {' . '.join(hashed)} mod {SLOTS} seed {plan.seed:#x} "
             f"vmap {{ {', '.join(shares)} }}"
         )
     return rules
-
-
-def _output_restore(plan: Plan) -> list[str]:
-    """The router's own packets. A socket that set our bits itself has chosen its link."""
-    rules = [_base("route", "output", "mangle - 5")]
-    if 6 not in plan.families:
-        rules.append("meta nfproto ipv6 accept")
-    return [
-        *rules,
-        f"{_decided(plan)} accept",
-        *_exempt_marks(plan),
-        _restore_map(plan),
-        "ct state established,related goto adopt",
-        *_address_maps(plan, lambda ip: f"{ip} saddr", "mark"),
-    ]
-
-
-def _output_ask(plan: Plan) -> list[str]:
-    """Apart from restore, since a change of mark in a route chain would be routed at once."""
-    rules = [_base("filter", "output", "mangle - 4")]
-    if 6 not in plan.families:
-        rules.append("meta nfproto ipv6 accept")
-    return [
-        *rules,
-        f"{_decided(plan)} accept",
-        *_exempt_marks(plan),
-        "ct state != new accept",
-        f"oifname != {_link_interfaces(plan)} accept",
-        "jump exempt",
-        _set("meta", plan, plan.marks.mark(plan.marks.ask)),
-    ]
 
 
 def _forward_mss(plan: Plan) -> list[str]:
@@ -350,21 +268,21 @@ def _forward_mss(plan: Plan) -> list[str]:
             mss = planned.mss if family == 4 else planned.mss - 20
             for direction in ("iifname", "oifname"):
                 rules.append(
-                    f'{direction} "{planned.link.interface}" {_NFPROTO[family]} '
+                    f'{direction} "{planned.link.interface}" {NFPROTO[family]} '
                     f"tcp flags syn / syn,rst tcp option maxseg size > {mss} "
                     f"tcp option maxseg size set {mss}"
                 )
-    return [_base("filter", "forward", "mangle"), *rules] if rules else []
+    return [base("filter", "forward", "mangle"), *rules] if rules else []
 
 
 def _by_link(planned: PlannedLink, plan: Plan) -> str:
     """Matches what leaves by the link; where an interface is shared, the mark tells."""
     match = f'oifname "{planned.link.interface}"'
-    return f"{match} {_ours('meta', plan)} == {planned.mark:#010x}" if planned.shared else match
+    return f"{match} {ours('meta', plan)} == {planned.mark:#010x}" if planned.shared else match
 
 
 def _postrouting_nat(plan: Plan) -> list[str]:
-    rules = [_base("nat", "postrouting", "srcnat"), "rt ipsec exists accept"]
+    rules = [base("nat", "postrouting", "srcnat"), "rt ipsec exists accept"]
     for planned in plan.links:
         link, match = planned.link, _by_link(planned, plan)
         if link.nat is Nat.NONE:
@@ -383,12 +301,12 @@ def _postrouting_nat(plan: Plan) -> list[str]:
         if planned.shared:
             # masquerade would take the interface's first address for all of its links.
             rules += [
-                f"{match} {_NFPROTO[address.version]} snat {_ADDRESS[address.version]} to {address}"
+                f"{match} {NFPROTO[address.version]} snat {ADDRESS[address.version]} to {address}"
                 for address in planned.own_addresses
                 if address.version in plan.families
             ]
         rules.append(
-            f"{match} masquerade" if 6 in plan.families else f"{match} {_NFPROTO[4]} masquerade"
+            f"{match} masquerade" if 6 in plan.families else f"{match} {NFPROTO[4]} masquerade"
         )
     return rules
 
@@ -412,10 +330,10 @@ def _translated(plan: Plan, planned: PlannedLink) -> list[tuple[str, str]]:
 
 def _postrouting_leave(plan: Plan) -> list[str]:
     """The last that every packet meets: save and guard in one chain, since each hook costs."""
-    rules = [_base("filter", "postrouting", "300")]
+    rules = [base("filter", "postrouting", "300")]
     if 6 not in plan.families:
         rules.append("meta nfproto ipv6 accept")
-    rules.append(f"{_ours('ct', plan)} == 0x00000000 jump save")
+    rules.append(f"{ours('ct', plan)} == 0x00000000 jump save")
     if any(uses_nat(planned) for planned in plan.links):
         rules.append("goto guard")
     return rules
@@ -425,9 +343,9 @@ def _save(plan: Plan) -> list[str]:
     """Before routing one cannot know the link of specific routes and of bound sockets."""
     main = plan.marks.mark(plan.marks.main)
     return [
-        *_exempt_marks(plan, "return"),
+        *exempt_marks(plan, "return"),
         *(f"{_by_link(planned, plan)} goto leave_{planned.id}" for planned in plan.links),
-        f"{_ours('meta', plan)} == {main:#010x} {_set('ct', plan, main)}",
+        f"{ours('meta', plan)} == {main:#010x} {assign('ct', plan, main)}",
     ]
 
 
@@ -439,7 +357,7 @@ def _guard(plan: Plan) -> list[str]:
     """
     guarded = [planned for planned in plan.links if uses_nat(planned)]
     rules = [
-        f"oifname != {_names(planned.link.interface for planned in guarded)} accept",
+        f"oifname != {interfaces(planned.link.interface for planned in guarded)} accept",
         "fib saddr . oif type local accept",
         "rt ipsec exists accept",
         "ip saddr 0.0.0.0 accept",
@@ -451,7 +369,7 @@ def _guard(plan: Plan) -> list[str]:
             rules.append(f"{match} ip6 saddr {planned.link.prefix6} accept")
         # fib finds an address that two interfaces have on the first one only.
         rules += [
-            f"{match} {_ADDRESS[address.version]} saddr {address} accept"
+            f"{match} {ADDRESS[address.version]} saddr {address} accept"
             for address in planned.doubtful_addresses
             if address.version in plan.families
         ]
@@ -459,9 +377,9 @@ def _guard(plan: Plan) -> list[str]:
             rules.append(f"{match} ip saddr {planned.link.snat_address} accept")
         if planned.link.snat_address6 and 6 in plan.families:
             rules.append(f"{match} ip6 saddr {planned.link.snat_address6} accept")
-        answers = f"{match} ct direction reply {_ours('ct', plan)} == {planned.mark:#010x}"
+        answers = f"{match} ct direction reply {ours('ct', plan)} == {planned.mark:#010x}"
         rules += [
-            f"{answers} {_ADDRESS[family]} saddr != {_PRIVATE[family]} accept"
+            f"{answers} {ADDRESS[family]} saddr != {_PRIVATE[family]} accept"
             for family in plan.families
         ]
     return [*rules, f"counter name {WRONG_SOURCE_COUNTER} drop"]

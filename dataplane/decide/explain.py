@@ -96,10 +96,22 @@ def explain(situation: Situation, flow: Flow, destination: Destination) -> Expla
         answer.steps.append(f"{answer.reason} of link {pinned.name}: pinned to it, no translation")
         return _by_link(answer, situation, pinned, flow)
     own = _own(situation, flow)
-    if own:
+    asked = _asked(situation.config, flow)
+    pins = asked is not None and situation.states[asked.name].way(flow.family).alive
+    if own and not (asked and pins and _main_decides(situation.config, asked)):
         answer.reason = f"{flow.source} is this router's own address on link {own.name}"
         answer.steps.append(f"{answer.reason}: what has that source leaves by it")
         return _by_link(answer, situation, own, flow)
+    if asked and pins:
+        answer.reason = f"{flow.destination} is a resolver of link {asked.name}"
+        answer.steps.append(f"{answer.reason}: pinned to it")
+        return _by_link(answer, situation, asked, flow)
+    if asked:
+        why = situation.states[asked.name].way(flow.family).why
+        answer.steps.append(
+            f"{flow.destination} is a resolver of link {asked.name}, which takes no IPv"
+            f"{flow.family} now ({why}): balanced like any other"
+        )
     decided = situation.classifier.classify_flow(
         flow.source.packed,
         flow.destination.packed,
@@ -184,6 +196,19 @@ def _own(situation: Situation, flow: Flow) -> Link | None:
         if flow.source in state.way(flow.family).addresses
     ]
     return situation.config.link(found[0]) if len(found) == 1 and not flow.interface else None
+
+
+def _asked(config: Config, flow: Flow) -> Link | None:
+    """The link among whose resolvers the destination is."""
+    for link in config.links:
+        if flow.destination in link.resolvers:
+            return link
+    return None
+
+
+def _main_decides(config: Config, asked: Link) -> bool:
+    """Whether a link's address as the source says nothing: main's default route gives it."""
+    return config.own_traffic == "main" and asked.nat is not Nat.NONE
 
 
 def _by_link(answer: Explanation, situation: Situation, link: Link, flow: Flow) -> Explanation:

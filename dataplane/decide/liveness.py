@@ -1,13 +1,15 @@
 """Which link carries which family now, by what way, and why not.
 
-A link carries a family when its interface exists, is enabled, has a carrier, an address of that
-family, and a gateway (or is point-to-point and needs none).
+The machine says whether a link can carry a family: its interface exists, is enabled, has a
+carrier, an address of that family, and a gateway (or is point-to-point and needs none). Its health
+says whether anybody answers by it, and the operator may have drained it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
 
 from dataplane.config.model import AUTO, Config, Link
@@ -16,20 +18,59 @@ from dataplane.decide.facts import FAMILIES, Facts, Family, InterfaceFacts
 Address = IPv4Address | IPv6Address
 
 
+class Condition(IntEnum):
+    """How well a link can carry a family; what is higher is better.
+
+    ABSENT: no routes can be installed. CUT: no carrier. SILENT: nobody answers, or not for long
+    enough. POOR: answers are lost or late. DRAINED: well, but taken out by hand.
+    """
+
+    ABSENT = 0
+    CUT = 1
+    SILENT = 2
+    POOR = 3
+    DRAINED = 4
+    LIVING = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What health makes of a way, and why, in words; LIVING without a reason."""
+
+    condition: Condition
+    why: str = ""
+
+
+Verdicts = Mapping[tuple[str, Family], Verdict]
+
+
 @dataclass(frozen=True, slots=True)
 class Way:
     """How a link carries one family.
 
-    `usable`: routes can be installed (the interface is enabled). `alive`: new connections may be
-    sent there. `why` says what is missing, in words; empty when alive. `gateway` None on a usable
-    way means point-to-point.
+    `why` says what is missing, in words; empty when living. `gateway` None on a usable way means
+    point-to-point.
     """
 
-    usable: bool
-    alive: bool
-    why: str
+    condition: Condition
+    why: str = ""
     gateway: Address | None = None
     addresses: tuple[Address, ...] = ()
+
+    @property
+    def usable(self) -> bool:
+        """Routes can be installed."""
+        return self.condition is not Condition.ABSENT
+
+    @property
+    def alive(self) -> bool:
+        """New connections may be sent there."""
+        return self.condition is Condition.LIVING
+
+    @property
+    def joined(self) -> bool:
+        """There is a carrier, an address and a gateway: it can be probed."""
+        return self.condition > Condition.CUT
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,24 +88,75 @@ class LinkState:
         return any(way.alive for way in self.ways)
 
     @property
+    def drained(self) -> bool:
+        """Taken out by hand, and well otherwise."""
+        return not self.alive and any(way.condition is Condition.DRAINED for way in self.ways)
+
+    @property
     def why(self) -> str:
         """Why the link is down; empty when it carries anything."""
-        return "" if self.alive else next(way.why for way in self.ways if way.why)
+        if self.alive:
+            return ""
+        best = max(way.condition for way in self.ways)
+        return next(way.why for way in self.ways if way.condition is best)
 
 
 def link_states(config: Config, facts: Facts) -> dict[str, LinkState]:
-    """The state of every configured link, in the order of the file."""
+    """What the machine says of every configured link, in the order of the file."""
     return {link.name: _state(link, config, facts) for link in config.links}
 
 
-def alive(states: Mapping[str, LinkState], family: Family) -> frozenset[str]:
-    """The names of the links that carry the family now."""
-    return frozenset(name for name, state in states.items() if state.way(family).alive)
+def judged(
+    states: Mapping[str, LinkState], verdicts: Verdicts, drained: Collection[str]
+) -> dict[str, LinkState]:
+    """The same states after health and the operator had their say.
+
+    What has no verdict yet is believed to be well.
+    """
+    return {
+        name: LinkState(
+            name,
+            (
+                _judged(state.way(4), verdicts.get((name, 4)), name in drained),
+                _judged(state.way(6), verdicts.get((name, 6)), name in drained),
+            ),
+        )
+        for name, state in states.items()
+    }
 
 
-def carriers(states: Mapping[str, LinkState], family: Family) -> frozenset[str]:
-    """The names of the links that could carry the family: they are set up for it."""
-    return frozenset(name for name, state in states.items() if state.way(family).usable)
+def _judged(way: Way, verdict: Verdict | None, drained: bool) -> Way:
+    if not way.alive:
+        return way
+    if verdict is not None and verdict.condition is not Condition.LIVING:
+        # Cut means that the carrier came back after health was asked.
+        condition = max(verdict.condition, Condition.SILENT)
+        return replace(way, condition=condition, why=verdict.why)
+    if drained:
+        return replace(way, condition=Condition.DRAINED, why="drained by hand")
+    return way
+
+
+def serving(
+    states: Mapping[str, LinkState],
+    family: Family,
+    among: Collection[str],
+    before: Collection[str] = (),
+) -> frozenset[str]:
+    """The links of `among` that new connections of the family are sent to.
+
+    The living; while none lives, those in the best condition, and of them the ones that served
+    `before`: the last link stays, and nothing moves to where it would be no better off. Empty only
+    if no link is set up for the family.
+    """
+    conditions = {
+        name: state.way(family).condition
+        for name, state in states.items()
+        if name in among and state.way(family).usable
+    }
+    best = max(conditions.values(), default=Condition.ABSENT)
+    found = frozenset(name for name, condition in conditions.items() if condition is best)
+    return found if best is Condition.LIVING else found & frozenset(before) or found
 
 
 def source_towards(way: Way, interface: InterfaceFacts | None) -> Address | None:
@@ -79,7 +171,7 @@ def source_towards(way: Way, interface: InterfaceFacts | None) -> Address | None
 def _state(link: Link, config: Config, facts: Facts) -> LinkState:
     interface = facts.interface(link.interface)
     if interface is None:
-        absent = Way(False, False, f"interface {link.interface} does not exist")
+        absent = Way(Condition.ABSENT, f"interface {link.interface} does not exist")
         return LinkState(link.name, (absent, absent))
     way4 = _way(
         interface,
@@ -89,7 +181,9 @@ def _state(link: Link, config: Config, facts: Facts) -> LinkState:
         "IPv4",
     )
     if not config.ipv6:
-        return LinkState(link.name, (way4, Way(False, False, "IPv6 is switched off in the file")))
+        return LinkState(
+            link.name, (way4, Way(Condition.ABSENT, "IPv6 is switched off in the file"))
+        )
     way6 = _way(
         interface,
         link.gateway6,
@@ -109,12 +203,30 @@ def _way(
 ) -> Way:
     gateway = learned if configured == AUTO else configured
     assert not isinstance(gateway, str)
+    absent, name = Condition.ABSENT, interface.name
     if not interface.enabled:
-        return Way(False, False, f"interface {interface.name} is not enabled", gateway, addresses)
+        return Way(absent, f"interface {name} is not enabled", gateway, addresses)
     if not addresses:
-        return Way(False, False, f"interface {interface.name} has no {family} address", gateway)
+        return Way(absent, f"interface {name} has no {family} address", gateway)
     if gateway is None and not interface.point_to_point:
-        return Way(False, False, f"no {family} gateway is known", None, addresses)
+        return Way(absent, f"no {family} gateway is known", None, addresses)
+    if configured != AUTO and gateway is not None and not reaches(interface, gateway):
+        return Way(absent, f"gateway {gateway} is in no network of {name}", gateway, addresses)
     if not interface.carrier:
-        return Way(True, False, f"interface {interface.name} has no carrier", gateway, addresses)
-    return Way(True, True, "", gateway, addresses)
+        return Way(Condition.CUT, f"interface {name} has no carrier", gateway, addresses)
+    return Way(Condition.LIVING, "", gateway, addresses)
+
+
+def reaches(interface: InterfaceFacts, gateway: Address) -> bool:
+    """Whether the gateway lies in a network of the interface, as far as its addresses tell.
+
+    Those that are alone in their network, as some leases give them, tell nothing.
+    """
+    networks = [
+        address.network
+        for address in interface.addresses
+        if address.version == gateway.version and address.network.num_addresses > 1
+    ]
+    if gateway.is_link_local or interface.point_to_point or not networks:
+        return True
+    return any(gateway in network for network in networks)

@@ -113,7 +113,8 @@ class PlannedLink:
 
     `shared`: another link uses the same interface, told apart by mark and by gateway's MAC.
     `own_addresses` leaves out those that another link has too: they identify nobody, and are the
-    `doubtful_addresses`. `slots` are those that it holds now, by family.
+    `doubtful_addresses`. `slots` are those that it holds now, by family. `resolvers` are those
+    that are pinned to it now.
     """
 
     id: int
@@ -126,6 +127,7 @@ class PlannedLink:
     doubtful_addresses: tuple[Address, ...]
     slots: tuple[int, int]
     mss: int | None
+    resolvers: tuple[Address, ...] = ()
 
     def slots_of(self, family: Family) -> int:
         return self.slots[FAMILIES.index(family)]
@@ -243,7 +245,13 @@ def _planned(
         doubtful_addresses=tuple(address for address in claimed if address in foreign),
         slots=(held.get(4, {}).get(link.name, 0), held.get(6, {}).get(link.name, 0)),
         mss=_mss(link, facts),
+        resolvers=pinned_resolvers(link, state),
     )
+
+
+def pinned_resolvers(link: Link, state: LinkState) -> tuple[Address, ...]:
+    """The resolvers whose family the link carries now: queries to them leave by it."""
+    return tuple(one for one in link.resolvers if state.way(4 if one.version == 4 else 6).alive)
 
 
 def _shared(link: Link, config: Config) -> bool:
@@ -307,7 +315,8 @@ def _routes(
     preferred = sorted(
         (planned for planned in links if states[planned.link.name].way(family).usable),
         key=lambda planned: (
-            not states[planned.link.name].way(family).alive,
+            -states[planned.link.name].way(family).condition,
+            not planned.slots_of(family),
             planned.link.metered,
             -planned.link.weight,
             planned.id,

@@ -7,9 +7,15 @@ from dataclasses import dataclass, replace
 
 from dataplane.config.marks import Marks
 from dataplane.config.model import Config
-from dataplane.decide.balance import family_tables, home_table, program_block, without
+from dataplane.decide.balance import (
+    families_serving,
+    family_tables,
+    home_table,
+    program_block,
+    without,
+)
 from dataplane.decide.facts import Facts, Family
-from dataplane.decide.liveness import LinkState, link_states
+from dataplane.decide.liveness import Condition, LinkState, Verdicts, judged, link_states
 from dataplane.decide.plan import Plan, make_plan
 from dataplane.decide.slots import SlotTable
 
@@ -18,7 +24,8 @@ from dataplane.decide.slots import SlotTable
 class Wish:
     """A file, the link numbers and the home table that go with it, and how the links are now.
 
-    `tables` are the slots by family, with dead links' slots lent to the living.
+    `serving` are the balanced links that take new connections, by family; `tables` are the slots,
+    with the others' lent to them.
     """
 
     config: Config
@@ -27,6 +34,7 @@ class Wish:
     key: int
     facts: Facts
     states: Mapping[str, LinkState]
+    serving: Mapping[Family, frozenset[str]]
     tables: Mapping[Family, SlotTable]
 
     def plan(self) -> Plan:
@@ -40,8 +48,26 @@ class Wish:
     def without(self, dead: Collection[str]) -> Wish:
         """The same wish, as if these links were dead too."""
         states = without(self.states, dead)
-        tables = family_tables(self.config, self.home, states)
-        return replace(self, states=states, tables=tables)
+        serving = families_serving(self.config, states, self.serving)
+        tables = family_tables(self.config, self.home, serving)
+        return replace(self, states=states, serving=serving, tables=tables)
+
+    @property
+    def link_marks(self) -> dict[str, int]:
+        """By link, the mark of what leaves by it."""
+        marks = Marks(self.config.mark_mask)
+        return {name: marks.mark(number) for name, number in self.ids.items()}
+
+    def keeps(self, name: str, family: Family) -> bool:
+        """Whether the link's connections of the family are left alone: it carries them still."""
+        if name not in self.states:
+            return False
+        way = self.states[name].way(family)
+        return way.condition >= Condition.DRAINED or name in self.serving.get(family, ())
+
+    def serves(self, name: str, family: Family) -> bool:
+        """Whether new connections of the family go there, or would if it had a share."""
+        return self.states[name].way(family).alive or name in self.serving.get(family, ())
 
 
 def make_wish(
@@ -50,19 +76,27 @@ def make_wish(
     key: int,
     known_ids: Mapping[str, int],
     running: SlotTable | None,
+    *,
     states: Mapping[str, LinkState] | None = None,
+    verdicts: Verdicts | None = None,
+    drained: Collection[str] = (),
+    served: Mapping[Family, frozenset[str]] | None = None,
 ) -> Wish:
     """The wish for this file on this machine.
 
     `known_ids` and `running` are what an earlier start or file left: numbers stay, and the home
-    table moves as little as the file demands. `states` are judged from the facts if not given.
+    table moves as little as the file demands. `states` are judged from the facts if not given,
+    with health's `verdicts` and the names of `drained` links. `served` is the `serving` of the
+    wish before this one.
     """
     if states is None:
-        states = link_states(config, facts)
+        states = judged(link_states(config, facts), verdicts or {}, drained)
     home = home_table(config, running)
     last = Marks(config.mark_mask).last_link
     ids = number_links([link.name for link in config.links], known_ids, last)
-    return Wish(config, ids, home, key, facts, states, family_tables(config, home, states))
+    serving = families_serving(config, states, served or {})
+    tables = family_tables(config, home, serving)
+    return Wish(config, ids, home, key, facts, states, serving, tables)
 
 
 def number_links(names: Sequence[str], known: Mapping[str, int], last: int) -> dict[str, int]:

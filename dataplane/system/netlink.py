@@ -148,7 +148,7 @@ class Netlink:
         """Interface index -> gateway of main's best default route through it."""
         best: dict[int, tuple[int, IPv4Address | IPv6Address]] = {}
         for message in _default_routes(family, table=MAIN_TABLE):
-            if message["type"] != _RTN_UNICAST:
+            if message["type"] != _RTN_UNICAST or _expired(message):
                 continue
             metric = message.get_attr("RTA_PRIORITY") or 0
             for index, gateway in _nexthops(message):
@@ -358,6 +358,12 @@ def _decoded(message: bytes) -> Any:
     decoded = rtmsg(message)
     decoded.decode()
     return decoded
+
+
+def _expired(message: Any) -> bool:
+    """Whether an advertised route ran out: the kernel lists it for half a minute more."""
+    info = message.get_attr("RTA_CACHEINFO")
+    return info is not None and info["rta_expires"] < 0
 
 
 def _nexthops(message: Any) -> Iterator[tuple[int, str | None]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from dataplane.decide.facts import Family
 from dataplane.decide.slots import SlotTable
 from dataplane.errors import MachineError
 
@@ -25,8 +26,9 @@ class State(msgspec.Struct, frozen=True):
 
     `ids`: link name -> number; `home_links` and `home_slots`: the running home table; `sysctls`:
     key -> value before the first change; `listing`: digest of the table's listing after it was
-    loaded; `mangle_before`: what was there of iptables' mangle tables; `boot`: the boot of the
-    machine that the last three are about, as the kernel names it.
+    loaded; `mangle_before`: what was there of iptables' mangle tables; `silent`: (link, family) of
+    what did not answer; `boot`: the boot of the machine that the last four are about, as the kernel
+    names it. `drained`: links that were taken out by hand.
     """
 
     ids: dict[str, int] = {}
@@ -35,7 +37,9 @@ class State(msgspec.Struct, frozen=True):
     sysctls: dict[str, str] = {}
     listing: str = ""
     mangle_before: tuple[str, ...] = ()
+    silent: tuple[tuple[str, Family], ...] = ()
     boot: str = ""
+    drained: tuple[str, ...] = ()
 
 
 def _sound(state: State) -> State:
@@ -68,6 +72,8 @@ class StateDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: int | None = None
+        # What we wrote last, and the file as it was then.
+        self._stored: tuple[State, tuple[int, int]] | None = None
 
     def lock(self) -> None:
         """Takes the directory for this process; MachineError if another daemon has it."""
@@ -130,12 +136,28 @@ class StateDirectory:
             ) from fault
         if state.boot == _boot():
             return state
-        return State(ids=state.ids, home_links=state.home_links, home_slots=state.home_slots)
+        return State(
+            ids=state.ids,
+            home_links=state.home_links,
+            home_slots=state.home_slots,
+            drained=state.drained,
+        )
 
     def store(self, state: State) -> None:
         """Puts the state in the place of what was stored, with this boot's name."""
         state = msgspec.structs.replace(state, boot=_boot())
+        if self._stored == (state, self._seen()):
+            return
         self._write("state.json", msgspec.json.format(msgspec.json.encode(state), indent=1))
+        self._stored = state, self._seen()
+
+    def _seen(self) -> tuple[int, int]:
+        """What changes when another hand replaces or rewrites the file."""
+        try:
+            found = (self.path / "state.json").stat()
+        except OSError:
+            return 0, 0
+        return found.st_ino, found.st_mtime_ns
 
     def key(self, configured: int | Path | None) -> int:
         """The 64-bit hash key: as configured, from a file, or made at the first start."""

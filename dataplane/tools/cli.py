@@ -82,9 +82,26 @@ def _parser() -> argparse.ArgumentParser:
     reload.set_defaults(command=_reload)
 
     status = commands.add_parser("status", help="links, shares, rates, queue, faults")
+    status.add_argument(
+        "links", nargs="*", metavar="LINK", help="only these; status 1 if one of them is not up"
+    )
+    status.add_argument("--follow", action="store_true", help="then tell each transition")
+    status.add_argument(
+        "-v", "--verbose", action="store_true", help="the targets of links that are up, too"
+    )
     _config(status)
     _json(status)
     status.set_defaults(command=_status)
+
+    drain = commands.add_parser("drain", help="no new connections on a link, until `restore`")
+    drain.add_argument("link", metavar="LINK")
+    _config(drain)
+    drain.set_defaults(command=_drain)
+
+    restore = commands.add_parser("restore", help="put a drained link back")
+    restore.add_argument("link", metavar="LINK")
+    _config(restore)
+    restore.set_defaults(command=_restore)
 
     explain = commands.add_parser("explain", help="the decision for a packet, step by step")
     explain.add_argument("source", nargs="?", metavar="SRC", help="source address")
@@ -207,23 +224,35 @@ def _down(chosen: argparse.Namespace) -> int:
 
 
 def _reload(chosen: argparse.Namespace) -> int:
-    from dataplane.daemon.control import Reload, ask
+    from dataplane.daemon.calling import ask
+    from dataplane.daemon.messages import Reload
 
     ask(_socket(chosen.config), Reload())
     return 0
 
 
 def _status(chosen: argparse.Namespace) -> int:
-    from dataplane.daemon.control import Status, ask
+    from dataplane.tools.links import status
 
-    answer = ask(_socket(getattr(chosen, "config", DEFAULT_FILE)), Status())
-    if getattr(chosen, "json", False):
-        _print_json(answer)
-    else:
-        from dataplane.tools.status import show
+    return status(
+        _socket(chosen.config),
+        chosen.links,
+        as_json=chosen.json,
+        verbose=chosen.verbose,
+        following=chosen.follow,
+    )
 
-        show(answer)
-    return 0
+
+def _drain(chosen: argparse.Namespace) -> int:
+    from dataplane.tools.links import drain
+
+    return drain(_socket(chosen.config), chosen.link)
+
+
+def _restore(chosen: argparse.Namespace) -> int:
+    from dataplane.tools.links import restore
+
+    return restore(_socket(chosen.config), chosen.link)
 
 
 def _explain(chosen: argparse.Namespace) -> int:
@@ -240,7 +269,8 @@ def _explain(chosen: argparse.Namespace) -> int:
 
 def _explanations(chosen: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
     """Answers in portions, as large as the daemon takes them."""
-    from dataplane.daemon.control import MOST_FLOWS, Explain, ask
+    from dataplane.daemon.calling import ask
+    from dataplane.daemon.messages import MOST_FLOWS, Explain
 
     flows = _flows(chosen)
     if chosen.file is not None:

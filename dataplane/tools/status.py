@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,8 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dataplane.daemon.messages import printable
+
 _UNITS = ((1e9, "Gbit/s"), (1e6, "Mbit/s"), (1e3, "kbit/s"))
 _AGES = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+_COLOURS = {"up": "green", "drained": "yellow", "down": "bold red"}
 # What a pipe gets: wide enough for every column.
 _PIPE_WIDTH = 160
 
@@ -32,20 +36,18 @@ def age(seconds: float) -> str:
     return "0 s"
 
 
-def show(answer: dict[str, Any]) -> None:
-    """The links as a table, then the queue, then what is wrong."""
+def show(answer: dict[str, Any], *, verbose: bool = False, whole: bool = True) -> None:
+    """The links as a table, their targets, then, if `whole`, the queue and what is wrong.
+
+    Targets of links that are up are shown only if `verbose`.
+    """
     console = _console()
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("link", "state", "for"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("wanted", "slots", "flows", "down", "up"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = _table(("link", "state", "for"), ("wanted", "slots", "flows", "down", "up"))
     now = datetime.now(UTC)
     for link in answer["links"]:
-        up = link["state"] == "up"
         table.add_row(
             link["name"],
-            Text(link["state"], "green" if up else "bold red"),
+            _state(link["state"]),
             age((now - datetime.fromisoformat(link["since"])).total_seconds()),
             f"{link['share_wanted']:.2%}",
             f"{link['share_slots']:.3%}",
@@ -54,6 +56,11 @@ def show(answer: dict[str, Any]) -> None:
             rate(link["tx_bps"]),
         )
     console.print(table)
+    for link in answer["links"]:
+        if verbose or link["state"] != "up":
+            _show_targets(console, link)
+    if not whole:
+        return
     queue = answer["queue"]
     console.print(
         f"queue: {queue['packets']} decided, {queue['fallback']} settled by the kernel, "
@@ -61,8 +68,73 @@ def show(answer: dict[str, Any]) -> None:
         f"wrong sources stopped: {answer['wrong_source']}",
         soft_wrap=True,
     )
+    # What is said above already.
+    told = tuple(f"link {x['name']} is {x['state']}" for x in answer["links"] if x["state"] != "up")
     for fault in answer["faults"]:
-        console.print(Text(f"fault: {fault}", "bold red"), soft_wrap=True)
+        if told and fault.startswith(told):
+            continue
+        console.print(Text(f"fault: {printable(fault)}", "bold red"), soft_wrap=True)
+
+
+def _show_targets(console: Console, link: dict[str, Any]) -> None:
+    """Why the link is as it is, and what each target said last."""
+    state = Text.assemble((link["name"], "bold"), " is ", _state(link["state"]))
+    if link["why"]:
+        state.append(f": {printable(link['why'])}")
+    if link["state"] != "up" and link.get("serves"):
+        state.append("; it stays in use, since no other link is better")
+    if hold_ms := link.get("hold_ms", 0):
+        state.append(f"; has to answer well for another {hold_ms / 1000:.1f} s")
+    console.print(state, soft_wrap=True)
+    if not link["targets"]:
+        return
+    table = _table(("  target", "kind", "", "answer"), ("round trip", "loss"))
+    for target in link["targets"]:
+        round_trip, loss = target["rtt_ms"], target["loss"]
+        table.add_row(
+            f"  {printable(target['target'])}",
+            target["kind"],
+            f"ipv{target['family']}",
+            _answer(target),
+            "" if round_trip is None else f"{round_trip:.1f} ms",
+            "" if loss is None else f"{loss:.0%}",
+        )
+    console.print(table)
+
+
+def _answer(target: dict[str, Any]) -> Text:
+    said = printable(target["said"])
+    match target["ok"]:
+        case True:
+            return Text(said or "well", "green")
+        case False:
+            return Text(said or "silent", "bold red")
+        case _:
+            return Text(said or "not asked yet", "yellow")
+
+
+def show_transition(transition: dict[str, Any]) -> None:
+    """One line, at once: when, in local time, which link, what it is now, and why."""
+    at = datetime.fromisoformat(transition["at"]).astimezone()
+    line = Text(f"{at:%Y-%m-%d %H:%M:%S}.{at.microsecond // 1000:03}  {transition['link']}  ")
+    line.append_text(_state(transition["state"]))
+    if transition["why"]:
+        line.append(f"  {printable(transition['why'])}")
+    _console().print(line, soft_wrap=True)
+    sys.stdout.flush()
+
+
+def _table(left: Sequence[str], right: Sequence[str]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in left:
+        table.add_column(heading, no_wrap=True)
+    for heading in right:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def _state(state: str) -> Text:
+    return Text(state, _COLOURS.get(state, ""))
 
 
 def show_explanation(answer: dict[str, Any]) -> None:

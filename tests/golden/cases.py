@@ -90,6 +90,9 @@ SHARED = replace(
 THREE = with_interface(interface("wwan0", 4, "198.18.3.2/24", mtu=1428))
 DOWN = with_interface(replace(interface("wan2", 3, "198.51.100.2/24"), carrier=False))
 
+A_ASKS = 'resolvers = ["203.0.113.53", "203.0.113.54", "2001:db8:53::53"]'
+B_ASKS = 'resolvers = ["198.51.100.53"]'
+
 CASES: Mapping[str, Case] = {
     "two-links": Case(two()),
     "three-links": Case(two(end=THIRD), THREE),
@@ -102,6 +105,11 @@ CASES: Mapping[str, Case] = {
     "delegated": Case(two(a='address = "2001:db8:d001::/56"')),
     "mss": Case(two(a="mss = 1300")),
     "shared-interface": Case(two(b_interface="wan1", b='gateway6 = "2001:db8:1::9"'), SHARED),
+    "resolvers": Case(two(a=A_ASKS, b=B_ASKS)),
+    "resolvers-own-traffic-main": Case(
+        two(a=A_ASKS, b=B_ASKS + '\nnat = "none"', top='own_traffic = "main"')
+    ),
+    "resolvers-of-a-dead-link": Case(two(a=A_ASKS, b=B_ASKS), DOWN),
     "native-queue": Case(two(), replace(MACHINE, native_queue=True)),
     "native-queue-workers": Case(
         two(end="[queue]\nworkers = 4\n"), replace(MACHINE, native_queue=True)

@@ -18,7 +18,8 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Self
 
-from dataplane.daemon.control import Status, ask
+from dataplane.daemon.calling import ask
+from dataplane.daemon.messages import Status
 from dataplane.lab import Daemon, Lab, Namespace, packetfilter
 from dataplane.lab.daemon import toml
 from dataplane.lab.topology import Address, core

@@ -37,6 +37,11 @@ NOT_REQUESTS = [
     b'{"ask": "explain"}\n',
     b'{"ask": "explain", "flows": [["10.10.1.1", 3]]}\n',
     b'{"ask": "stop", "undo": "yes"}\n',
+    b'{"ask": "drain"}\n',
+    b'{"ask": "drain", "link": 3}\n',
+    b'{"ask": "drain", "link": ""}\n',
+    b'{"ask": "restore", "link": "\\ud800"}\n',
+    b'{"ask": "follow", "link": "isp-a"}\n',
     b"[" * 100_000 + b"\n",
     b'{"ask":' * 30_000 + b"\n",
     b'{"ask": "explain", "flows": ' + b"[" * 50_000 + b"\n",
@@ -163,6 +168,37 @@ def test_flows_that_are_odd(path: Path) -> None:
     answer = ask(path, {"ask": "explain", "flows": flows})
     assert answer["ok"], answer
     assert len(answer["answer"]) == len(flows)
+
+
+def test_links_that_are_none(path: Path) -> None:
+    for request in ("drain", "restore"):
+        answer = ask(path, {"ask": request, "link": "nosuch"})
+        assert not answer["ok"]
+        assert answer["exit"] == 2
+        assert "nosuch" in answer["error"]
+
+
+def test_following(lab: Lab, daemon: Daemon, path: Path) -> None:
+    """A link goes and comes back; who never reads, hangs up or says more harms nobody."""
+    follow = b'{"ask": "follow"}\n'
+    with ExitStack() as stack:
+        followers = [stack.enter_context(connect(path)) for _ in range(20)]
+        for one in followers:
+            one.sendall(follow)
+        told = [json.loads(read_line(one)) for one in followers]
+        assert [one["ok"] for one in told] == [True] * 16 + [False] * 4
+        followers[1].close()
+        followers[2].sendall(b"more\n")
+        assert not json.loads(read_line(followers[2]))["ok"]
+        lab.router.run("ip", "link", "set", "dev", "wan2", "down")
+        gone = json.loads(read_line(followers[0]))["answer"]
+        lab.router.run("ip", "link", "set", "dev", "wan2", "up")
+        lab.router.run("bash", "-c", "ip -6 addr replace 2001:db8:2::2/64 dev wan2 nodad")
+        back = json.loads(read_line(followers[0]))["answer"]
+    assert (gone["link"], gone["before"], gone["state"]) == ("isp-b", "up", "down")
+    assert gone["why"]
+    assert (back["link"], back["before"], back["state"]) == ("isp-b", "down", "up")
+    assert any(not daemon.status()["faults"] for _ in range(60))
 
 
 def test_too_long_a_line(path: Path) -> None:

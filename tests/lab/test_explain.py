@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dataplane.lab import Daemon, Lab, Topology, UnavailableError, lan, link, servers
+from dataplane.lab import Daemon, Lab, Topology, UnavailableError, faults, lan, link, servers
 from dataplane.lab.topology import MBIT
 from dataplane.lab.traffic import Load, connections, serve
 from dataplane.lab.witness import Witness
@@ -200,12 +200,9 @@ def test_dead_is_what_happens(lab: Lab, daemon: Daemon) -> None:
     """What `--dead` foretells comes true when the carrier goes, and ends when it is back."""
     flows = [f"10.10.0.{n} 203.0.113.{m}" for n in range(1, 30) for m in range(1, 9)]
     at_home = [answer["slot"] and answer["link"] for answer in daemon.explain(flows)]
-    lab["isp-b"].run("ip", "link", "set", "dev", "link", "down")
-    try:
+    with faults.no_carrier(lab, "isp-b"):
         until(daemon, "isp-b", "down")
         assert {answer["link"] for answer in daemon.explain(flows)} == {"isp-a"}
-    finally:
-        lab["isp-b"].run("ip", "link", "set", "dev", "link", "up")
     until(daemon, "isp-b", "up")
     assert [answer["link"] for answer in daemon.explain(flows)] == at_home
 

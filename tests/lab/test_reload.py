@@ -218,7 +218,7 @@ def test_refused_file_leaves_the_old_one_in_force(
     mask = "mark_mask = 0xff0000\nlan = "
     refusals = (
         (text.replace('"10Mbit"', '"10"') + "\n[nothing]\n", 2, "link.isp-a.capacity: expected"),
-        (text.replace('"wan2"', '"wan9"'), 3, "wan9 does not exist"),
+        (text.replace('"192.0.2.1"', '"203.0.113.77"'), 3, "is not in a network of wan1"),
         (text.replace("state_dir", "state_dir  ").replace("/state", "/other"), 3, "restart"),
         (text.replace("lan = ", 'control_group = "root"\nlan = '), 3, "restart"),
         (text.replace("lan = ", mask), 3, "mark_mask: cannot change while running"),

@@ -23,10 +23,10 @@ from dataplane.lab import Lab
 def router(two_links: Lab) -> Iterator[Router]:
     """A started router in the lab's namespace; all of it is undone."""
     with two_links.router.inside():
-        made = Router(read_file(two_links.file(name="death.toml")))
+        made = Router(read_file(two_links.file(name="death.toml")), lambda transition: None)
         made.claim()
         try:
-            made.start()
+            made.start(made.look(), {})
             yield made
         finally:
             made.stop(undo=True)
@@ -49,14 +49,14 @@ def test_a_dead_worker_is_replaced(two_links: Lab, router: Router) -> None:
     while engine.alive():
         assert time.monotonic() < deadline, "the worker lives without its socket"
         time.sleep(0.01)
-    assert any("worker" in fault for fault in answers.status()["faults"])
+    assert any("worker" in fault for fault in answers.status({}, ())["faults"])
     assert ping(two_links)
-    assert answers.status()["queue"]["fallback"] == 1
+    assert answers.status({}, ())["queue"]["fallback"] == 1
 
-    router.refresh()
+    router.refresh(router.look(), {})
 
-    assert answers.status()["faults"] == []
+    assert answers.status({}, ())["faults"] == []
     two_links.router.run("conntrack", "-F")
     assert ping(two_links)
-    assert answers.status()["queue"]["packets"] == 1
-    assert answers.status()["queue"]["fallback"] == 1
+    assert answers.status({}, ())["queue"]["packets"] == 1
+    assert answers.status({}, ())["queue"]["fallback"] == 1

@@ -65,7 +65,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ["check", "--nothing"],
         ["explain", "10.0.0.1", "1.1.1.1", "--sport", "x"],
         ["explain", "--file", "a", "--config", "b"],
-        ["status", "extra"],
+        ["drain"],
+        ["restore", "a", "b"],
+        ["drain", "a", "--json"],
         ["down", "file"],
     ],
 )
@@ -114,20 +116,20 @@ def test_a_faulty_file(capsys: pytest.CaptureFixture[str], faulty: str, command:
     assert "nothing: unknown key" in said.err
 
 
-@pytest.mark.parametrize("command", ["status", "reload", "down", "explain"])
+@pytest.mark.parametrize("command", ["status", "reload", "down", "explain", "drain", "restore"])
 def test_a_faulty_file_to_find_the_daemon_by(
     capsys: pytest.CaptureFixture[str], faulty: str, command: str
 ) -> None:
-    pair = ["10.0.0.1", "1.1.1.1"] if command == "explain" else []
+    pair = {"explain": ["10.0.0.1", "1.1.1.1"], "drain": ["a"], "restore": ["a"]}.get(command, [])
     assert cli.main([command, *pair, "--config", faulty]) == 2
     said = capsys.readouterr()
     assert said.out == ""
     assert "link.a.capacity" in said.err
 
 
-@pytest.mark.parametrize("command", ["status", "reload", "explain"])
+@pytest.mark.parametrize("command", ["status", "reload", "explain", "drain", "restore"])
 def test_no_daemon(capsys: pytest.CaptureFixture[str], good: str, command: str) -> None:
-    pair = ["10.0.0.1", "1.1.1.1"] if command == "explain" else []
+    pair = {"explain": ["10.0.0.1", "1.1.1.1"], "drain": ["a"], "restore": ["a"]}.get(command, [])
     assert cli.main([command, *pair, "--config", good]) == 3
     said = capsys.readouterr()
     assert said.out == ""

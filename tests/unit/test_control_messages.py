@@ -15,8 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dataplane.daemon import control
-from dataplane.daemon.control import ControlServer, Explain, NoDaemonError, Reload, Status, Stop
+from dataplane.daemon import calling, control
+from dataplane.daemon.calling import NoDaemonError
+from dataplane.daemon.control import ControlServer
+from dataplane.daemon.messages import Drain, Explain, Reload, Request, Restore, Status, Stop
 from dataplane.errors import ConfigError, DaemonError, Fault, KernelError, MachineError
 
 JSON = st.recursive(
@@ -27,7 +29,7 @@ JSON = st.recursive(
 
 def during(
     path: Path,
-    handler: Callable[[control.Request], Awaitable[Any]],
+    handler: Callable[[Request], Awaitable[Any]],
     talk: Callable[[], Any],
     group: str | None = None,
 ) -> Any:
@@ -45,7 +47,7 @@ def during(
     return asyncio.run(serve())
 
 
-async def echo(request: control.Request) -> Any:
+async def echo(request: Request) -> Any:
     return repr(request)
 
 
@@ -62,11 +64,20 @@ def answers(path: Path, data: bytes) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    "request_", [Status(), Reload(), Stop(), Stop(undo=True), Explain([["a", "b"]], ["c"])]
+    "request_",
+    [
+        Status(),
+        Reload(),
+        Stop(),
+        Stop(undo=True),
+        Explain([["a", "b"]], ["c"]),
+        Drain("a"),
+        Restore("a"),
+    ],
 )
-def test_requests_arrive_as_they_were_made(tmp_path: Path, request_: control.Request) -> None:
+def test_requests_arrive_as_they_were_made(tmp_path: Path, request_: Request) -> None:
     path = tmp_path / "sock"
-    assert during(path, echo, lambda: control.ask(path, request_)) == repr(request_)
+    assert during(path, echo, lambda: calling.ask(path, request_)) == repr(request_)
     assert not path.exists(), "closing removes the socket"
 
 
@@ -83,11 +94,11 @@ def test_requests_arrive_as_they_were_made(tmp_path: Path, request_: control.Req
 def test_refusals_carry_their_exit_status(tmp_path: Path, fault: Exception, status: int) -> None:
     path = tmp_path / "sock"
 
-    async def refuse(_request: control.Request) -> Any:
+    async def refuse(_request: Request) -> Any:
         raise fault
 
     with pytest.raises(DaemonError, match=str(fault).split()[-1]) as refused:
-        during(path, refuse, lambda: control.ask(path, Status()))
+        during(path, refuse, lambda: calling.ask(path, Status()))
     assert refused.value.exit_status == status
 
 
@@ -118,7 +129,7 @@ def test_what_others_put_on_the_path(tmp_path: Path) -> None:
     path.unlink()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as dead:
         dead.bind(str(path))
-    assert during(path, echo, lambda: control.ask(path, Status())) == "Status()"
+    assert during(path, echo, lambda: calling.ask(path, Status())) == "Status()"
     with pytest.raises(MachineError, match="no group nosuchgroup"):
         ControlServer(path, "nosuchgroup", echo).bind()
 
@@ -139,7 +150,7 @@ def test_a_path_on_which_somebody_answers(tmp_path: Path) -> None:
 
     def talk() -> Any:
         rob()
-        return control.ask(path, Status())
+        return calling.ask(path, Status())
 
     assert during(path, echo, talk) == "Status()"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as busy:
@@ -183,10 +194,10 @@ def test_mode_is_never_wider_than_it_ends(tmp_path: Path) -> None:
 
 def test_nobody_listens(tmp_path: Path) -> None:
     with pytest.raises(NoDaemonError, match="no daemon listens on"):
-        control.ask(tmp_path / "none", Status())
+        calling.ask(tmp_path / "none", Status())
     (tmp_path / "file").write_text("")
     with pytest.raises(DaemonError):
-        control.ask(tmp_path / "file", Status())
+        calling.ask(tmp_path / "file", Status())
 
 
 def test_a_daemon_that_hangs_up_or_is_silent(tmp_path: Path) -> None:
@@ -197,10 +208,10 @@ def test_a_daemon_that_hangs_up_or_is_silent(tmp_path: Path) -> None:
         hang_up = threading.Thread(target=lambda: listening.accept()[0].close())
         hang_up.start()
         with pytest.raises(DaemonError):
-            control.ask(path, Status())
+            calling.ask(path, Status())
         hang_up.join()
         with pytest.raises(DaemonError, match="timed out"):
-            control.ask(path, Status(), timeout_s=0.2)
+            calling.ask(path, Status(), timeout_s=0.2)
 
 
 def test_more_than_there_is_room_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +225,7 @@ def test_more_than_there_is_room_for(tmp_path: Path, monkeypatch: pytest.MonkeyP
             opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             opened.settimeout(5)
             opened.connect(str(path))
-            assert control.ask(path, Status()) == "Status()"
+            assert calling.ask(path, Status()) == "Status()"
             held.append(opened)
         alive = []
         for opened in held:

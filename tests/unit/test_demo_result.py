@@ -11,7 +11,7 @@ import pytest
 from dataplane.errors import UsageError
 from dataplane.tools import cli
 from dataplane.tools.demo_options import capacities
-from dataplane.tools.demo_result import SLOT, DemoResult, LinkResult
+from dataplane.tools.demo_result import SLOT, DemoResult, FailoverResult, LinkResult
 
 GOOD = DemoResult(
     links=(
@@ -29,6 +29,17 @@ GOOD = DemoResult(
     goodput_bps=28.1e6,
     wrong_source_packets=0,
     mispredicted=0,
+    failover=FailoverResult(
+        killed="isp-b",
+        detected_ms=1512.4,
+        carrier_ms=21.2,
+        udp_back_ms=1530.0,
+        survivors=204,
+        survivor_connections_broken=0,
+        pairs_moved=200 / 300,
+        pairs_moved_bound=200 / 300,
+        returned_exactly=True,
+    ),
     seconds=38.24,
 )
 
@@ -48,9 +59,19 @@ def test_json_has_what_programs_rely_on() -> None:
         "capacity_sum_bps",
         "wrong_source_packets",
         "mispredicted",
+        "failover",
         "seconds",
     } <= set(found)
     assert found["capacity_sum_bps"] == 30_000_000
+    assert found["failover"] == {
+        "killed": "isp-b",
+        "detected_ms": 1512,
+        "carrier_ms": 21,
+        "survivor_connections_broken": 0,
+        "pairs_moved": 0.666667,
+        "pairs_moved_bound": 0.666667,
+        "returned_exactly": True,
+    }
     assert found["links"][0] == {
         "name": "isp-a",
         "capacity_bps": 10_000_000,
@@ -81,6 +102,34 @@ def test_each_miss_is_named(worse: dict[str, float], says: str) -> None:
     missed = replace(GOOD, **worse).missed()  # type: ignore[arg-type]
     assert len(missed) == 1
     assert says in missed[0]
+
+
+@pytest.mark.parametrize(
+    ("worse", "says"),
+    [
+        (
+            {"survivor_connections_broken": 1},
+            "1 of 204 connections of other links broke when isp-b died",
+        ),
+        (
+            {"pairs_moved": 0.7},
+            "70.00% of the pairs moved, 66.67% were at home on isp-b",
+        ),
+        ({"returned_exactly": False}, "some pair did not return to its home link"),
+    ],
+)
+def test_each_miss_of_the_failover_is_named(worse: dict[str, float], says: str) -> None:
+    worse_failover = replace(GOOD.failover, **worse)  # type: ignore[arg-type]
+    missed = replace(GOOD, failover=worse_failover).missed()
+    assert len(missed) == 1
+    assert says in missed[0]
+
+
+def test_a_late_failover_is_shown_and_is_no_miss() -> None:
+    late = replace(GOOD.failover, detected_ms=2000.0)
+    assert replace(GOOD, failover=late).missed() == []
+    assert [met for met, _ in late.times()] == [False, True, True]
+    assert [met for met, _ in GOOD.failover.times()] == [True, True, True]
 
 
 def test_slots_may_be_off_by_one_in_each_family() -> None:

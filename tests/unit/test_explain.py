@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Any
 
@@ -14,6 +15,7 @@ from dataplane.config.model import Config
 from dataplane.decide.balance import all_alive, without
 from dataplane.decide.explain import Flow, Situation, explain, parse_flow, protocol_number
 from dataplane.decide.facts import Destination, Facts
+from dataplane.decide.liveness import LinkState
 from dataplane.decide.wish import make_wish
 from dataplane.hotpath import Classifier, Program
 
@@ -35,7 +37,7 @@ def situation(text: str = FILE, dead: tuple[str, ...] = (), key: int = 1) -> Sit
     config: Config = read(text, "file")
     states = without(all_alive(config), dead)
     nothing = Facts((), native_queue=False)
-    wish = make_wish(config, nothing, key, {}, None, states)
+    wish = make_wish(config, nothing, key, {}, None, states=states)
     return Situation(config, wish.ids, states, nothing, Classifier(Program(wish.program())))
 
 
@@ -122,6 +124,51 @@ def test_delegated_prefix_is_pinned() -> None:
     assert "delegated prefix 2001:db8:b::/56" in found["reason"]
     outside = IPv6Network("2001:db8:b::/56").network_address - 1
     assert "delegated" not in answer(f"{outside} 2001:db8::1", where=where)["reason"]
+
+
+ASKS = FILE + 'resolvers = ["203.0.113.53", "2001:db8::53"]\naddress = ["2001:db8:b::/56"]\n'
+
+
+def test_resolvers_are_pinned() -> None:
+    for words in ("10.0.0.1 203.0.113.53 udp 5 53", "fd00::1 2001:db8::53 tcp 5 853"):
+        found = answer(words, where=situation(ASKS))
+        assert found["link"] == "b"
+        assert found["reason"] == f"{words.split()[1]} is a resolver of link b"
+        assert f"{found['reason']}: pinned to it" in found["steps"]
+        assert (found["mark"], found["table"], found["hash"]) == ("0x02000000", 7002, None)
+    specific = answer("10.0.0.1 203.0.113.53", Destination("specific", "wan1"), situation(ASKS))
+    assert specific["table"] == "main", "specific routes win"
+
+
+def test_resolvers_of_a_dead_link_are_balanced() -> None:
+    found = answer("10.0.0.1 203.0.113.53 udp 5 53", where=situation(ASKS, dead=("b",)))
+    assert (found["link"], found["group"]) == ("a", "default")
+    assert "203.0.113.53 is a resolver of link b, which takes no IPv4 now" in found["steps"][1]
+    assert found["steps"][1].endswith("balanced like any other")
+
+
+def test_a_delegated_source_comes_before_a_resolver() -> None:
+    text = ASKS.replace("203.0.113.53", "2001:db8::54")
+    elsewhere = text.replace(
+        'interface = "wan1"', 'interface = "wan1"\nresolvers = ["2001:db8::9"]'
+    )
+    found = answer("2001:db8:b::7 2001:db8::9", where=situation(elsewhere))
+    assert found["link"] == "b"
+    assert "delegated prefix" in found["reason"]
+
+
+def test_own_sources_and_resolvers() -> None:
+    """Bound sockets keep their link, but where main decides they cannot be told from unbound."""
+    for traffic, nat, link in (
+        ("balance", "masquerade", "a"), ("main", "masquerade", "b"), ("main", "none", "a"),
+    ):  # fmt: skip
+        text = f'own_traffic = "{traffic}"\n' + FILE
+        text += f'resolvers = ["203.0.113.53"]\nnat = "{nat}"\n'
+        where = situation(text)
+        way = replace(where.states["a"].way(4), addresses=(ip_address("192.0.2.2"),))
+        states = {**where.states, "a": LinkState("a", (way, way))}
+        found = answer("192.0.2.2 203.0.113.53 udp 1 53", where=replace(where, states=states))
+        assert found["link"] == link, (traffic, nat)
 
 
 def test_symmetric_answers_both_ways() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from dataplane.config.load import MOST_EXEMPT_MARKS, read
 from dataplane.decide.facts import Facts
-from dataplane.decide.fit import misfits
+from dataplane.decide.fit import absences, conflicts, doubts
 from dataplane.decide.plan import PRIORITY_BOUND, PRIORITY_EXEMPT
 from tests.golden.cases import MACHINE, interface, two, with_interface
 
@@ -21,7 +21,7 @@ SNAT = 'nat = "snat"\naddress = ["192.0.2.77", "2001:db8:1::77"]'
 
 
 def said(text: str, facts: Facts = MACHINE) -> list[str]:
-    return misfits(read(text, "evenlink.toml"), facts)
+    return conflicts(read(text, "evenlink.toml"), facts)
 
 
 def shared(gateway: str, a: str = "", b: str = "") -> str:
@@ -62,3 +62,23 @@ def test_routes_of_others_in_our_tables() -> None:
 
 def test_exempt_marks_have_room_among_the_rules() -> None:
     assert PRIORITY_BOUND - PRIORITY_EXEMPT == MOST_EXEMPT_MARKS
+
+
+def test_a_gateway_in_no_network_of_its_interface() -> None:
+    odd = read(two().replace('"198.51.100.1"', '"203.0.113.77"'), "evenlink.toml")
+    assert doubts(odd, MACHINE) == [
+        "link.isp-b.gateway: 203.0.113.77 is not in a network of wan2 (198.51.100.0/24)"
+    ]
+    assert doubts(read(two(), "evenlink.toml"), MACHINE) == []
+    alone = with_interface(interface("wan2", 3, "198.51.100.2/32", ""))
+    assert doubts(odd, alone) == [], "a lease may give an address without a network"
+
+
+def test_what_is_not_there_yet() -> None:
+    nowhere = replace(MACHINE, interfaces=())
+    assert absences(read(two(), "evenlink.toml"), nowhere) == [
+        "lan: interface lan0 does not exist on this machine",
+        "link.isp-a.interface: wan1 does not exist on this machine",
+        "link.isp-b.interface: wan2 does not exist on this machine",
+    ]
+    assert conflicts(read(two(), "evenlink.toml"), nowhere) == []

@@ -18,7 +18,7 @@ NAMES = st.lists(st.sampled_from("abcdefghij"), unique=True, max_size=8)
 def test_the_default_mask() -> None:
     marks = Marks()
     assert (marks.shift, marks.values, marks.last_link) == (24, 128, 120)
-    assert (marks.ask, marks.main, marks.reject) == (125, 126, 127)
+    assert (marks.probe, marks.ask, marks.main, marks.reject) == (124, 125, 126, 127)
     assert marks.mark(1) == 0x01000000
     assert marks.mark(marks.reject) == 0x7F000000
     assert marks.others == 0x80FFFFFF
@@ -27,14 +27,14 @@ def test_the_default_mask() -> None:
 def test_the_smallest_mask() -> None:
     marks = Marks(0xF0)
     assert (marks.values, marks.last_link) == (16, 8)
-    assert (marks.ask, marks.main, marks.reject) == (13, 14, 15)
+    assert (marks.probe, marks.ask, marks.main, marks.reject) == (12, 13, 14, 15)
 
 
 @given(MASKS, st.integers(0, 0xFFFFFFFF))
 def test_marks_and_decisions(mask: int, packet: int) -> None:
     marks = Marks(mask)
-    reserved = {marks.ask, marks.main, marks.reject}
-    assert len(reserved) == 3
+    reserved = {marks.probe, marks.ask, marks.main, marks.reject}
+    assert len(reserved) == 4
     assert 1 <= marks.last_link < min(reserved)
     assert marks.last_link <= MOST_LINKS
     for decision in (0, 1, marks.last_link, *reserved):

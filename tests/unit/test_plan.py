@@ -172,6 +172,43 @@ def test_links_of_one_interface_are_told_apart() -> None:
         assert f"meta mark & 0x7f000000 == {mark} meta nfproto ipv4 snat ip to {address}" in text
 
 
+def test_resolvers_are_pinned_while_their_link_lives() -> None:
+    made = plan("resolvers")
+    assert [[str(one) for one in planned.resolvers] for planned in made.links] == [
+        ["203.0.113.53", "203.0.113.54", "2001:db8:53::53"], ["198.51.100.53"],
+    ]  # fmt: skip
+    assert [planned.resolvers for planned in plan("resolvers-of-a-dead-link").links][1] == ()
+    # One family alone may be dead.
+    facts = with_interface(interface("wan1", 2, "192.0.2.2/24"))
+    half = plan_of(CASES["resolvers"].text, facts)
+    assert [str(one) for one in half.links[0].resolvers] == ["203.0.113.53", "203.0.113.54"]
+
+
+def test_specific_routes_of_main_come_before_resolvers() -> None:
+    made = render(plan("resolvers")).partition("chain prerouting_restore")[2].partition("}\n\n")[0]
+    steps = ["jump exempt", "oif exists goto mark_main", "ip daddr vmap"]
+    assert sorted(steps, key=made.index) == steps
+
+
+def test_what_the_router_asks_of_resolvers() -> None:
+    """A socket bound to a link's address stays, unless main's default route gives unbound ones
+    that address; then only a link that translates may take it.
+    """
+
+    def order(name: str) -> list[str]:
+        text = render(plan(name)).partition("chain output_restore")[2].partition("}\n\n")[0]
+        return [
+            line.split(" vmap ")[0].strip() for line in text.splitlines() if "addr vmap" in line
+        ]
+
+    asked = ["ct state new ip daddr", "ct state new ip6 daddr"]
+    assert order("resolvers") == ["ip saddr", "ip6 saddr", *asked]
+    assert order("resolvers-own-traffic-main") == [*asked, "ip saddr", "ip6 saddr", *asked]
+    text = render(plan("resolvers-own-traffic-main"))
+    own = text.partition("chain output_restore")[2]
+    assert "198.51.100.53" not in own.partition("ip saddr vmap")[0]
+
+
 @pytest.mark.parametrize(("mtu", "mss"), [(1500, None), (1492, 1452), (1400, 1360), (9000, None)])
 def test_small_links_are_clamped(mtu: int, mss: int | None) -> None:
     facts = with_interface(interface("wan2", 3, "198.51.100.2/24", mtu=mtu))

@@ -21,6 +21,8 @@ FULL = State(
     sysctls={"net/ipv4/ip_forward": "0"},
     listing="ab" * 32,
     mangle_before=("4", "4 OUTPUT"),
+    silent=(("a", 4),),
+    drained=("b",),
 )
 
 BOOT = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -59,7 +61,12 @@ def test_after_a_boot_what_was_seen_before_is_left_out(
     directory.store(FULL)
     file = directory.path / "state.json"
     file.write_text(file.read_text().replace(BOOT, boot))
-    kept = State(ids=FULL.ids, home_links=FULL.home_links, home_slots=FULL.home_slots)
+    kept = State(
+        ids=FULL.ids,
+        home_links=FULL.home_links,
+        home_slots=FULL.home_slots,
+        drained=FULL.drained,
+    )
     assert directory.load() == kept
     directory.store(msgspec.structs.replace(FULL, boot=boot))
     assert directory.load().sysctls == FULL.sysctls

@@ -1,0 +1,93 @@
+"""What becomes of the connections that are there, when links go and come."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection
+
+from dataplane.config.marks import Marks
+from dataplane.daemon.failback import Failback
+from dataplane.decide.facts import FAMILIES, Destination, Family
+from dataplane.decide.failback import Home
+from dataplane.decide.wish import Wish
+from dataplane.errors import Error
+from dataplane.hotpath import Classifier, Program
+from dataplane.system import conntrack
+
+log = logging.getLogger("evenlink")
+
+
+class Connections:
+    """Forgets those of links that went, and has failback see to those of links that came."""
+
+    def __init__(self, ask: Callable[[str, int], Destination]) -> None:
+        """`ask` is what main's specific routes say of an address, given the mark `ask`."""
+        # (number, family) of links whose connections are still to be forgotten.
+        self._left: set[tuple[int, Family]] = set()
+        # (link, family) of what returned and was not yet told to failback.
+        self._returned: set[tuple[str, Family]] = set()
+        self._failback = Failback(_home, ask)
+
+    def may_have_left(self, numbers: Collection[int]) -> None:
+        """Of these links it is not known whether they went."""
+        self._left |= {(number, family) for number in numbers for family in FAMILIES}
+
+    def changed(self, old: Wish, new: Wish) -> None:
+        """The new wish took the place of the old one."""
+        self._left |= {
+            (old.ids[name], family)
+            for name in old.states
+            for family in FAMILIES
+            if old.keeps(name, family) and not new.keeps(name, family)
+        }
+        self._returned |= {
+            (name, family)
+            for name, state in old.states.items()
+            for family in FAMILIES
+            if name in new.states
+            and new.states[name].way(family).alive
+            and not state.way(family).alive
+        }
+
+    def settle(self, wish: Wish, wait_passed: Callable[[], None]) -> None:
+        """Does what is to be done now. What is refused is tried again at the next call.
+
+        `wait_passed` returns when no worker can hold an old verdict any more.
+        """
+        names = {number: name for name, number in wish.ids.items()}
+        self._left = {
+            (number, family)
+            for number, family in self._left
+            if number not in names or not wish.keeps(names[number], family)
+        }
+        if self._left or self._returned:
+            wait_passed()
+        if self._left:
+            self._forget(Marks(wish.config.mark_mask))
+        returned, self._returned = self._returned, set()
+        for link, family in sorted(returned):
+            self._failback.returned(link, family, wish)
+        if returned:
+            self.step(wish)
+
+    def step(self, wish: Wish) -> None:
+        """Goes on with failback; to be called every second or two."""
+        self._failback.step(wish, time.monotonic())
+
+    def _forget(self, marks: Marks) -> None:
+        """Twice, since a packet may have been on its way."""
+        try:
+            for _ in range(2):
+                for number, family in sorted(self._left):
+                    conntrack.forget(marks.mark(number), marks.mask, family)
+        except Error as refusal:
+            log.error("connections of dead links are not forgotten yet: %s", refusal)
+            return
+        self._left = set()
+
+
+def _home(wish: Wish) -> Home:
+    """What the wish's program decides of a flow."""
+    classifier = Classifier(Program(wish.program()))
+    return lambda *flow: classifier.classify_flow(*flow).decision

@@ -1,0 +1,230 @@
+"""Asks the links' targets, round by round, and keeps their health. Lives on the event loop.
+
+`see` hears what the machine says of the links, `verdicts` says what health makes of it, and
+`changed` is called when that became something else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from dataplane.config.model import Config, Link
+from dataplane.daemon.asking import Asking
+from dataplane.decide.facts import FAMILIES, Facts, Family
+from dataplane.decide.health import Health, State, published, verdicts
+from dataplane.decide.liveness import LinkState, Verdict, Verdicts
+from dataplane.system.probe import Exit
+
+
+class Watch:
+    """All links. `see` comes first, and asking begins with `serve`."""
+
+    def __init__(
+        self, changed: Callable[[], None], silent_before: Collection[tuple[str, Family]]
+    ) -> None:
+        self._changed = changed
+        self._silent_before = silent_before
+        self._links: dict[str, _Watched] = {}
+        self._published: dict[tuple[str, Family], Verdict] = {}
+        # Something waits until others are no longer in doubt.
+        self._waiting = False
+
+    def take(self, config: Config) -> None:
+        """Watches the links of this file. Those that were watched before keep their health."""
+        before, self._links = self._links, {}
+        for link in config.links:
+            watched = before.get(link.name)
+            if watched is not None and watched.same_path(link):
+                del before[link.name]
+                watched.take(link, config.hold_ms)
+            else:
+                silent = {f for f in FAMILIES if (link.name, f) in self._silent_before}
+                watched = _Watched(link, config.hold_ms, silent, self._conclude)
+            self._links[link.name] = watched
+        self._published = self._found()
+        # Of the next links of these names nothing is known.
+        self._silent_before = ()
+        for gone in before.values():
+            gone.close()
+
+    def see(self, facts: Facts, states: Mapping[str, LinkState]) -> None:
+        """What the machine says of the links now. Others than those that are watched are left."""
+        for name, watched in self._links.items():
+            if name in states:
+                watched.see(facts, states[name])
+
+    def serve(self, marks: Mapping[str, int]) -> None:
+        """Asks from now on, each link's probes with its mark."""
+        for name, watched in self._links.items():
+            watched.serve(marks[name])
+
+    def verdicts(self) -> Verdicts:
+        """What health makes of each way."""
+        return self._published
+
+    def _conclude(self, changed: bool) -> None:
+        """After a round of one link. `changed`: its verdict is another one."""
+        if not changed and not self._waiting:
+            return
+        found = self._found()
+        doubtful = {
+            (name, family) for name, watched in self._links.items() for family in watched.doubtful
+        }
+        after = published(self._published, found, doubtful)
+        self._waiting = after != found
+        if after != self._published:
+            self._published = after
+            self._changed()
+
+    def _found(self) -> dict[tuple[str, Family], Verdict]:
+        return {
+            (name, family): verdict
+            for name, watched in self._links.items()
+            for family, verdict in watched.verdicts.items()
+        }
+
+    def report(self) -> dict[str, dict[str, Any]]:
+        """By link, what each target said last, and how long the link's hold is."""
+        return {name: watched.report() for name, watched in self._links.items()}
+
+    def close(self) -> None:
+        for watched in self._links.values():
+            watched.close()
+        self._links.clear()
+
+
+class _Watched:
+    """One link."""
+
+    def __init__(
+        self,
+        link: Link,
+        hold_ms: float,
+        silent: Collection[Family],
+        concluded: Callable[[bool], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._link = link
+        self._concluded = concluded
+        self._ways = {
+            family: Health(link.probes, hold_ms, silent=family in silent) for family in FAMILIES
+        }
+        self._hold_ms = hold_ms
+        self._index: int | None = None
+        self._mark: int | None = None
+        self._state: LinkState | None = None
+        # What the sockets of the probes depend on; they are made anew when it changes.
+        self._path: object = None
+        self._askings: list[Asking] = []
+        self._hold: asyncio.TimerHandle | None = None
+        self.verdicts = verdicts(self._ways)
+
+    def same_path(self, link: Link) -> bool:
+        mine = self._link
+        return (mine.interface, mine.gateway, mine.gateway6) == (
+            link.interface,
+            link.gateway,
+            link.gateway6,
+        )
+
+    def take(self, link: Link, hold_ms: float) -> None:
+        if (link.probes, hold_ms) != (self._link.probes, self._hold_ms):
+            for health in self._ways.values():
+                health.take_probes(link.probes, hold_ms)
+            self._ask_nobody()
+        self._link, self._hold_ms = link, hold_ms
+
+    def see(self, facts: Facts, state: LinkState) -> None:
+        now_ms = self._now_ms()
+        interface = facts.interface(self._link.interface)
+        index = interface.index if interface else None
+        if self._index is not None and index not in (None, self._index):
+            for health in self._ways.values():
+                health.cut("the interface was made anew", now_ms)
+        self._index = index if index is not None else self._index
+        for family, health in self._ways.items():
+            way = state.way(family)
+            if way.joined:
+                health.joined(now_ms)
+            else:
+                health.cut(way.why, now_ms)
+        self._state = state
+        path = (index, *((way.joined, way.gateway, way.addresses) for way in state.ways))
+        if path != self._path:
+            self._path = path
+            self._ask_nobody()
+        self._ask()
+        self._conclude()
+
+    def serve(self, mark: int) -> None:
+        if mark != self._mark:
+            self._mark = mark
+            self._ask_nobody()
+        self._ask()
+
+    def _ask(self) -> None:
+        """Has the probes asked, if they can be and are not yet."""
+        state = self._state
+        if self._askings or self._mark is None or state is None:
+            return
+        ways = {family: state.way(family) for family in FAMILIES if state.way(family).joined}
+        if not ways:
+            return
+        by = Exit(self._link.interface, self._mark)
+        for number, probe in enumerate(self._link.probes):
+            healths = {family: self._ways[family] for family in ways}
+            gateways = {family: way.gateway for family, way in ways.items()}
+            self._askings.append(Asking(probe, number, by, healths, gateways, self._conclude))
+
+    def _ask_nobody(self) -> None:
+        for asking in self._askings:
+            asking.close()
+        self._askings.clear()
+
+    def _conclude(self) -> None:
+        """After every change of what is known: is the verdict another one?"""
+        found = verdicts(self._ways)
+        changed, self.verdicts = found != self.verdicts, found
+        self._concluded(changed)
+        self._wait_for_hold()
+
+    @property
+    def doubtful(self) -> list[Family]:
+        """The families that are up, and whose last round was bad."""
+        return [family for family, health in self._ways.items() if health.doubtful]
+
+    def _wait_for_hold(self) -> None:
+        """Without probes, nothing else comes by when a hold ends."""
+        if self._link.probes or self._hold:
+            return
+        now_ms = self._now_ms()
+        waiting = [h for h in self._ways.values() if h.state is State.RETURNING]
+        left_ms = min((h.hold_left_ms(now_ms) for h in waiting), default=0.0)
+        if left_ms:
+            self._hold = self._loop.call_later(left_ms / 1000 + 0.001, self._hold_ended)
+
+    def _hold_ended(self) -> None:
+        self._hold = None
+        for health in self._ways.values():
+            health.judge(self._now_ms())
+        self._conclude()
+
+    def _now_ms(self) -> float:
+        return self._loop.time() * 1000
+
+    def report(self) -> dict[str, Any]:
+        now_ms = self._now_ms()
+        held = (health.hold_left_ms(now_ms) for health in self._ways.values())
+        return {
+            "targets": [one for asking in self._askings for one in asking.report()],
+            "hold_ms": round(max(held)),
+            "faults": [fault for asking in self._askings for fault in asking.faults()],
+        }
+
+    def close(self) -> None:
+        self._ask_nobody()
+        if self._hold:
+            self._hold.cancel()
+            self._hold = None
