@@ -23,7 +23,7 @@ APT_PACKAGES := build-essential python3-dev python3-venv libnetfilter-queue-dev 
 
 SOURCES := setup.py $(wildcard cext/*.h cext/*.pyx cext/*.pxd)
 
-.PHONY: build demo test check bench man clean
+.PHONY: build demo test check bench soak man clean
 
 build: $(VENV)/.built
 
@@ -43,6 +43,11 @@ check: build
 
 bench: build
 	@$(BIN)/python -m bench all $(ARGS)
+
+# Each part of it lasts MINUTES. Parts and a seed by ARGS: make soak ARGS='flapping --seed 7'
+MINUTES ?= 5
+soak: build
+	@$(BIN)/python -m tests.soak --minutes $(MINUTES) $(ARGS)
 
 # evenlink(8) and evenlink.toml(5) into build/man/; needs pandoc.
 man:

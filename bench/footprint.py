@@ -17,16 +17,18 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from bench import cpu
 from bench.connections import room_for_connections
 from bench.measure import Options, Result, Row, Sample
 from bench.path import missing
 from dataplane.errors import Error
 from dataplane.hotpath import kernel_queues
 from dataplane.lab import Lab, uplinks
-from dataplane.lab.daemon import Daemon
+from dataplane.lab.daemon import Daemon, toml
 from dataplane.lab.namespaces import LabError
 
 if TYPE_CHECKING:
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
 
 CONNECTIONS = 500_000
 TOPOLOGY = uplinks(10_000_000, 20_000_000, shaped=False, hosts=64, server_count=64)
+
+PROBED = uplinks(*[10_000_000] * 8, families=(4,), shaped=False)
+PROBING_S = 20.0
 
 _FIRST_PORT, _LAST_PORT = 1024, 65535
 # Of the queue's 1,024 places: what finds it full is settled by the kernel, and not decided.
@@ -234,31 +239,79 @@ def _memory(lab: Lab, beginner: Beginner) -> tuple[Memory, Memory, dict[str, Any
     return idle, full, said
 
 
+def _busy_pct(lab: Lab, probes: bool) -> float:
+    """What an idle daemon takes of a core, in percent, with and without probes."""
+    text = toml(lab.topology, lab.directory)
+    if not probes:
+        text = text.replace("\ninterface = ", "\nprobes = false\ninterface = ")
+    daemon = lab.run(lab.file(text=text))
+    processes = {"daemon": daemon.process.pid}
+    time.sleep(_SETTLED_S)
+    began_s, before_s = time.monotonic(), cpu.spent_s(processes)["daemon"]
+    time.sleep(PROBING_S)
+    spent_s = cpu.spent_s(processes)["daemon"] - before_s
+    busy_pct = 100 * spent_s / (time.monotonic() - began_s)
+    targets = [one for link in daemon.status()["links"] for one in link["targets"]]
+    daemon.stop(signal.SIGINT)
+    asked = [one for one in targets if one["ok"]]
+    if len(asked) != (3 * len(lab.topology.links) if probes else 0):
+        raise LabError(f"{len(asked)} targets answer, of {len(targets)}")
+    return busy_pct
+
+
+def probing(runs: int) -> Row:
+    """The row of what probing costs. Raises errors.Error if the machine refuses."""
+    row = Row("probing", "% of a core", against=None)
+    busy: dict[bool, list[float]] = {False: [], True: []}
+    with Lab(PROBED) as lab:
+        for _ in range(runs):
+            for probes, found in busy.items():
+                found.append(_busy_pct(lab, probes))
+            row.samples.append(Sample(busy[True][-1] - busy[False][-1]))
+    row.extra = {
+        "links": len(PROBED.links),
+        "with_pct": round(median(busy[True]), 3),
+        "without_pct": round(median(busy[False]), 3),
+    }
+    return row
+
+
+def _starts_and_memory(options: Options, rows: dict[str, Row]) -> dict[str, Any]:
+    """Samples for the rows of these, and what else there is to say."""
+    said: dict[str, Any] = {}
+    with room_for_connections(2 * CONNECTIONS), Lab(TOPOLOGY) as lab, Beginner(lab) as beginner:
+        throw_away(lab)
+        # Longer than a run takes: what is counted should still be there.
+        lab.router.set({"net/netfilter/nf_conntrack_udp_timeout": 600})
+        for run in range(options.runs):
+            options.progress.step(f"{run + 1} of {options.runs}")
+            for name, passed_ms in _starts(lab, beginner):
+                rows[name].samples.append(Sample(passed_ms))
+            if run % 2 == 0:
+                idle, full, said = _memory(lab, beginner)
+                rows["idle"].samples.append(Sample(idle.resident_mib))
+                rows["connections"].samples.append(Sample(full.resident_mib))
+    return said
+
+
 def measure(options: Options) -> Result:
-    """Starts in every run, memory, which hardly differs, in every second."""
+    """Starts in every run, memory and probing, which hardly differ, in every second."""
     ours = {"start": None, "restart": "start", "idle": "connections", "connections": None}
     rows = {
         name: Row(name, "ms" if "start" in name else "MiB", against=other)
         for name, other in ours.items()
     }
+    rows["probing"] = Row("probing", "% of a core", against=None)
     extra: dict[str, Any] = {}
     why = missing("conntrack")
     if why:
         return Result([], dict.fromkeys(rows, why))
     options.progress.expect(options.runs)
     try:
-        with room_for_connections(2 * CONNECTIONS), Lab(TOPOLOGY) as lab, Beginner(lab) as beginner:
-            throw_away(lab)
-            # Longer than a run takes: what is counted should still be there.
-            lab.router.set({"net/netfilter/nf_conntrack_udp_timeout": 600})
-            for run in range(options.runs):
-                options.progress.step(f"{run + 1} of {options.runs}")
-                for name, passed_ms in _starts(lab, beginner):
-                    rows[name].samples.append(Sample(passed_ms))
-                if run % 2 == 0:
-                    idle, full, extra = _memory(lab, beginner)
-                    rows["idle"].samples.append(Sample(idle.resident_mib))
-                    rows["connections"].samples.append(Sample(full.resident_mib))
+        if not options.only or options.only - {"probing"}:
+            extra = _starts_and_memory(options, rows)
+        if options.wants("probing"):
+            rows["probing"] = probing((options.runs + 1) // 2)
     except Error as fault:
         return Result([], dict.fromkeys(rows, str(fault)))
     return Result([row for row in rows.values() if options.wants(row.name)], extra=extra)

@@ -224,7 +224,12 @@ class _Daemon:
         await self._call(self._router.refresh, facts, self._watch.verdicts())
 
     async def _judge(self) -> None:
-        await self._call(self._router.judge, self._watch.verdicts())
+        """Where the machine changed meanwhile, what was seen of it is worth nothing any more."""
+        if self._changed.is_set():
+            self._changed.clear()
+            await self._refresh()
+        else:
+            await self._call(self._router.judge, self._watch.verdicts())
 
     async def _sample(self) -> None:
         while True:
@@ -238,7 +243,8 @@ class _Daemon:
         try:
             await what()
         except Error as fault:
-            log.error("%s", fault)
+            # What became another machine meanwhile is about to be looked at again.
+            log.log(logging.DEBUG if self._changed.is_set() else logging.ERROR, "%s", fault)
         except Exception:
             log.exception("looking at the machine failed; the daemon goes on")
 

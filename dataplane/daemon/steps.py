@@ -183,7 +183,8 @@ def _route_words(route: Route) -> str:
     else:
         via = f"via {route.gateway} " if route.gateway else ""
         source = f" src {route.source}" if route.source else ""
-        where = f"default {via}dev {route.interface}{source}"
+        onlink = " onlink" if route.onlink else ""
+        where = f"default {via}dev {route.interface}{onlink}{source}"
     return f"{where} table {route.table} metric {route.metric} proto {PROTOCOL}"
 
 

@@ -377,7 +377,10 @@ def _guard(plan: Plan) -> list[str]:
             rules.append(f"{match} ip saddr {planned.link.snat_address} accept")
         if planned.link.snat_address6 and 6 in plan.families:
             rules.append(f"{match} ip6 saddr {planned.link.snat_address6} accept")
-        answers = f"{match} ct direction reply {ours('ct', plan)} == {planned.mark:#010x}"
+        # What came in by the link is no answer: it is for hosts that are not there any more.
+        other = f'iifname != "{planned.link.interface}"'
+        saved = f"{ours('ct', plan)} == {planned.mark:#010x}"
+        answers = f"{match} {other} ct direction reply {saved}"
         rules += [
             f"{answers} {ADDRESS[family]} saddr != {_PRIVATE[family]} accept"
             for family in plan.families

@@ -33,6 +33,7 @@ from dataplane.decide.liveness import Condition, Verdict, Verdicts
 from dataplane.decide.quality import Window
 
 CALM_MS = 60_000.0
+_BEFORE = "did not answer before the daemon's restart"
 FIRST_HOLD_MS = 5_000.0
 
 
@@ -202,7 +203,7 @@ class Health:
         self._most_hold_ms = hold_ms
         self.tallies = [Tally(probe) for probe in probes]
         self.state = State.SILENT if silent else State.NEW
-        self.why = "did not answer before the daemon's restart" if silent else ""
+        self.why = _BEFORE if silent else ""
         self._returned_ms: float | None = None
         self._well_ms: float | None = None
         self._doublings = 0
@@ -244,6 +245,8 @@ class Health:
         elif self._well_ms is None:
             self._well_ms = now_ms
         if silent:
+            if self.why == _BEFORE:
+                self.why = _silence(silent)
             self._take(Sign.SILENT, _silence(silent), now_ms)
         elif poor:
             self._take(Sign.POOR, poor, now_ms)

@@ -22,14 +22,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv6Network
 from typing import Literal
 
 from dataplane.config.marks import Marks
 from dataplane.config.model import Config, Group, Link, Nat, Queue
-from dataplane.decide.facts import FAMILIES, Facts, Family
-from dataplane.decide.liveness import Address, LinkState, Way, source_towards
+from dataplane.decide.facts import FAMILIES, Facts, Family, InterfaceFacts
+from dataplane.decide.liveness import Address, Condition, LinkState, Way, source_towards
 from dataplane.decide.slots import SLOTS, SlotTable
 
 PROTOCOL = 201
@@ -52,7 +52,10 @@ PRIORITY_LAST = 32767
 
 @dataclass(frozen=True, slots=True, order=True)
 class Route:
-    """A default route in one of our tables. `kind` unreachable has no interface."""
+    """A default route in one of our tables. `kind` unreachable has no interface.
+
+    `onlink`: no network of the interface has the gateway, which is there all the same.
+    """
 
     family: Family
     table: int
@@ -61,6 +64,7 @@ class Route:
     interface: str = ""
     gateway: str = ""
     source: str = ""
+    onlink: bool = False
 
     @property
     def place(self) -> tuple[int, int, int]:
@@ -313,36 +317,46 @@ def _routes(
     routes: list[Route] = []
     lan_source = facts.lan_source4(config.lan) if family == 4 else facts.lan_source6(config.lan)
     preferred = sorted(
-        (planned for planned in links if states[planned.link.name].way(family).usable),
-        key=lambda planned: (
-            -states[planned.link.name].way(family).condition,
-            not planned.slots_of(family),
-            planned.link.metered,
-            -planned.link.weight,
-            planned.id,
-        ),
+        links, key=lambda planned: (planned.link.metered, -planned.link.weight, planned.id)
     )
-    for planned in links:
-        routes.append(Route(family, planned.table, UNREACHABLE_METRIC, "unreachable"))
     for rank, planned in enumerate(preferred):
+        routes.append(Route(family, planned.table, UNREACHABLE_METRIC, "unreachable"))
         way = states[planned.link.name].way(family)
+        if not way.usable:
+            continue
         gateway = str(way.gateway) if way.gateway else ""
         source = str(_source(planned.link, way, facts))
-        routes.append(
-            Route(family, planned.table, 100, "unicast", planned.link.interface, gateway, source)
+        own = Route(
+            family,
+            planned.table,
+            100,
+            "unicast",
+            planned.link.interface,
+            gateway,
+            source,
+            _onlink(way, facts.interface(planned.link.interface)),
         )
-        routes.append(
-            Route(
-                family,
-                LAST_TABLE,
-                100 + rank,
-                "unicast",
-                planned.link.interface,
-                gateway,
-                str(lan_source) if lan_source else source,
-            )
-        )
+        metric = 100 + rank + _handicap(planned, way, family)
+        last_source = str(lan_source) if lan_source else source
+        routes.append(own)
+        routes.append(replace(own, table=LAST_TABLE, metric=metric, source=last_source))
     return routes
+
+
+def _handicap(planned: PlannedLink, way: Way, family: Family) -> int:
+    """By how much its condition, and having no slots, make its metric in the last table worse.
+
+    It is the link's own, so that one death changes one route, and not those of all behind it.
+    """
+    conditions = Condition.LIVING - way.condition
+    return 1000 * conditions + (0 if planned.slots_of(family) else 500)
+
+
+def _onlink(way: Way, interface: InterfaceFacts | None) -> bool:
+    """Some leases give an address that is alone in its network, and a gateway outside of it."""
+    if way.gateway is None or way.gateway.is_link_local or interface is None:
+        return False
+    return not any(way.gateway in address.network for address in interface.addresses)
 
 
 def _rules(

@@ -31,6 +31,7 @@ _AF: dict[Family, int] = {4: socket.AF_INET, 6: socket.AF_INET6}
 _SCOPE_GLOBAL = 0
 _IFF_UP, _IFF_POINTOPOINT, _IFF_LOWER_UP = 0x1, 0x10, 0x10000
 _RTN_UNICAST, _RTN_UNREACHABLE = 1, 7
+_RTNH_F_ONLINK = 4
 _FR_ACT_TO_TBL, _FR_ACT_UNREACHABLE = 1, 7
 # linux/if_addr.h. Of IPv4 addresses, the first bit says secondary, which is as good as others.
 _TEMPORARY, _DEPRECATED = 0x01, 0x20
@@ -190,6 +191,7 @@ class Netlink:
                         interface=names.get(index, f"#{index}") if unicast else "",
                         gateway=(gateway or "") if unicast else "",
                         source=(message.get_attr("RTA_PREFSRC") or "") if unicast else "",
+                        onlink=bool(message["flags"] & _RTNH_F_ONLINK),
                     )
                 )
         return frozenset(found)
@@ -231,7 +233,7 @@ class Netlink:
     @_refusals(gone_is_well=True)
     def delete_route(self, route: Route) -> None:
         """Deletes the route; one that is gone already, with its interface or not, is well."""
-        if route.kind == "unicast" and not self._ipr.link_lookup(ifname=route.interface):
+        if route.kind == "unicast" and _index(route.interface) is None:
             return
         self._ipr.route("del", **self._route_request(route))
 
@@ -245,14 +247,16 @@ class Netlink:
             "type": _RTN_UNICAST if route.kind == "unicast" else _RTN_UNREACHABLE,
         }
         if route.kind == "unicast":
-            found = self._ipr.link_lookup(ifname=route.interface)
-            if not found:
+            index = _index(route.interface)
+            if index is None:
                 raise KernelError(f"interface {route.interface} does not exist")
-            request["oif"] = found[0]
+            request["oif"] = index
             if route.gateway:
                 request["gateway"] = route.gateway
             else:
                 request["scope"] = 253
+            if route.onlink:
+                request["flags"] = _RTNH_F_ONLINK
             if route.source:
                 request["prefsrc"] = route.source
         return request
@@ -298,6 +302,13 @@ class Netlink:
             if name in names and stats:
                 found[name] = (stats["rx_bytes"], stats["tx_bytes"])
         return found
+
+
+def _index(name: str) -> int | None:
+    """Not pyroute2's link_lookup: it keeps the acknowledgement of each question for ever."""
+    with suppress(OSError):
+        return socket.if_nametoindex(name)
+    return None
 
 
 def _name(index: int) -> str:

@@ -143,10 +143,13 @@ def allocations(table: Path) -> dict[int, int]:
 def test_bench(monkeypatch: pytest.MonkeyPatch) -> None:
     """The benchmark runs, with fewer connections; how fast is not asserted."""
     monkeypatch.setattr(footprint, "CONNECTIONS", 20_000)
+    monkeypatch.setattr(footprint, "PROBING_S", 2.0)
     found = footprint.measure(Options(runs=1)).as_json()
     assert "left_out" not in found
     rows = {row["name"]: row for row in found["rows"]}
-    assert rows.keys() == {"start", "restart", "idle", "connections"}
+    assert rows.keys() == {"start", "restart", "idle", "connections", "probing"}
+    probed = rows.pop("probing")
+    assert probed["with_pct"] > 0
     assert all(row["median"] > 0 for row in rows.values())
     assert found["decided"] >= 20_000
 
