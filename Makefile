@@ -19,7 +19,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 APT_PACKAGES := build-essential python3-dev python3-venv libnetfilter-queue-dev libxxhash-dev \
 	nftables iptables iproute2 conntrack iperf3 ethtool iputils-ping procps libcap2-bin \
-	util-linux valgrind dnsmasq-base udhcpc openssl
+	util-linux valgrind ca-certificates dnsmasq-base udhcpc openssl
 
 SOURCES := setup.py $(wildcard cext/*.h cext/*.pyx cext/*.pxd)
 

@@ -73,6 +73,15 @@ SECTIONS: dict[str, tuple[str, str, str]] = {
         "The daemon's resident memory, and the time from its start to its first verdict.",
         "Memory and start",
     ),
+    "failover": (
+        "A link dies and returns",
+        "isp-b dies at a random moment; a trial counts until a new UDP connection of an address "
+        "pair that was at home there is answered by isp-a, one being begun every 5 ms, and in the "
+        "rows `return` from its revival until it is answered by isp-b again. `evenlink` and "
+        "`mwan3-timing`: packets are silently dropped beyond the gateway; `carrier`: the carrier "
+        "is lost. `udp`: until the last of eight old UDP flows is answered again.",
+        "A link dies and returns",
+    ),
 }
 BARS = ("queue", "newconn", "tcp")
 

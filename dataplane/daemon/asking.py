@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,11 +12,13 @@ from typing import Any
 from dataplane.config.model import Probe, ProbeKind, Target
 from dataplane.daemon.naming import Naming
 from dataplane.decide.facts import Family
-from dataplane.decide.health import Answer, Health, State
+from dataplane.decide.health import Answer, Health, State, good_round
 from dataplane.decide.liveness import Address
 from dataplane.decide.quality import MOST_TIMEOUT_MS, RoundTrip, timeout_ms
 from dataplane.errors import Error
 from dataplane.system.probe import Asker, Exit, make_asker
+
+log = logging.getLogger("evenlink")
 
 # An answer that comes later teaches nothing any more.
 _LISTEN_MS = MOST_TIMEOUT_MS
@@ -59,6 +62,7 @@ class Asking:
         by: Exit,
         ways: Mapping[Family, Health],
         gateways: Mapping[Family, Address | None],
+        naming: Naming,
         judged: Callable[[], None],
     ) -> None:
         """`number` is the probe's place among the link's; `ways` are those that can be asked."""
@@ -67,6 +71,7 @@ class Asking:
         self._number = number
         self._by = by
         self._ways = ways
+        self._naming = naming
         self._judged = judged
         self._tracked = [
             _Tracked(target, family, gateways[family] if target.gateway else target.address)
@@ -82,9 +87,6 @@ class Asking:
         self._last_ms = 0.0
         self._bad = False
         self._timer: asyncio.TimerHandle | None = None
-        self._naming = Naming(
-            {one.target.name for one in self._tracked if one.target.name}, tuple(ways)
-        )
         self._open()
 
     def _now_ms(self) -> float:
@@ -124,6 +126,15 @@ class Asking:
                     one.answered, one.said = None, self._trouble
         return self._asker
 
+    def _unknown(self, family: Family) -> bool:
+        """Whether it is too early to say that there is nobody to ask."""
+        return self._asker is None or any(
+            one.target.name is not None
+            and one.family == family
+            and not self._naming.found(one.target.name, family).asked
+            for one in self._tracked
+        )
+
     def _resolved(self, one: _Tracked) -> bool:
         """Whether the target has an address to be asked at."""
         if one.target.name is not None:
@@ -145,6 +156,8 @@ class Asking:
         if asked.closed:
             if rtt_ms is not None:
                 one.said = f"answered too late, after {rtt_ms:.0f} ms"
+                asked.answers[one] = rtt_ms
+                self._heard_late(asked, one.family)
             return
         one.said = words
         if rtt_ms is not None:
@@ -152,6 +165,20 @@ class Asking:
         asked.waiting -= 1
         if not asked.waiting and self._asker is not None:
             self._settle()
+
+    def _heard_late(self, over: _Round, family: Family) -> None:
+        """If the closed round has enough answers now, the path was alive when it was asked."""
+        if good_round(self._answers(over, family), self._probe.need):
+            after = len(self._closed_rounds) - 1 - self._closed_rounds.index(over)
+            self._ways[family].heard_late(self._number, after)
+
+    @staticmethod
+    def _answers(of: _Round, family: Family) -> list[Answer]:
+        return [
+            Answer(one.target.text, not one.target.gateway, of.answers.get(one))
+            for one in of.asked
+            if one.family == family
+        ]
 
     def _round_of(self, token: int) -> _Round | None:
         for rounds in (self._open_rounds, self._closed_rounds):
@@ -177,7 +204,6 @@ class Asking:
 
     def _close_round(self, over: _Round, now_ms: float) -> None:
         over.closed = True
-        answers: dict[Family, list[Answer]] = {family: [] for family in self._ways}
         for one in over.asked:
             one.rtt_ms = over.answers.get(one)
             one.answered = one.rtt_ms is not None
@@ -185,11 +211,12 @@ class Asking:
                 one.said = ""
             elif not one.said or one.said.startswith("no answer within"):
                 one.said = f"no answer within {over.deadline_ms - over.opened_ms:.0f} ms"
-            beyond = not one.target.gateway
-            answers[one.family].append(Answer(one.target.text, beyond, one.rtt_ms))
         self._bad = False
         for family, health in self._ways.items():
-            health.heard(self._number, answers[family], now_ms)
+            answers = self._answers(over, family)
+            # Of whom to ask nothing may be known yet.
+            if any(one.beyond for one in answers) or not self._unknown(family):
+                health.heard(self._number, answers, now_ms)
             tally = health.tallies[self._number]
             self._bad = self._bad or (tally.bad > 0 and health.state in _UNDECIDED)
 
@@ -203,6 +230,16 @@ class Asking:
         self._timer = self._loop.call_at(due_ms / 1000, self._due)
 
     def _due(self) -> None:
+        """Whatever goes wrong in one round, the next one is asked."""
+        try:
+            self._open_or_settle()
+        except Exception:
+            log.exception("a round of %s by %s failed", self._probe.kind, self._by.interface)
+            self._last_ms = self._now_ms()
+            self._open_rounds.clear()
+            self._wait()
+
+    def _open_or_settle(self) -> None:
         interval_ms = self._probe.interval_ms / 2 if self._bad else self._probe.interval_ms
         # A timer may fire up to the clock's resolution early.
         if self._now_ms() + 1 >= self._last_ms + interval_ms:
@@ -234,14 +271,13 @@ class Asking:
         return found
 
     def faults(self) -> list[str]:
-        """What keeps us from asking: names that lead nowhere, sockets that are refused."""
-        return [*self._naming.faults(), *([self._trouble] if self._trouble else [])]
+        """What keeps us from asking: sockets that are refused."""
+        return [self._trouble] if self._trouble else []
 
     def close(self) -> None:
         """Nothing is asked or heard any more. Again does nothing."""
         if self._timer:
             self._timer.cancel()
-        self._naming.close()
         if self._asker:
             self._asker.close()
             self._asker = None

@@ -25,6 +25,8 @@ class Connections:
         """`ask` is what main's specific routes say of an address, given the mark `ask`."""
         # (number, family) of links whose connections are still to be forgotten.
         self._left: set[tuple[int, Family]] = set()
+        # The same of what is no more what it was when its connections began.
+        self._changed: set[tuple[int, Family]] = set()
         # (link, family) of what returned and was not yet told to failback.
         self._returned: set[tuple[str, Family]] = set()
         self._failback = Failback(_home, ask)
@@ -35,6 +37,13 @@ class Connections:
 
     def changed(self, old: Wish, new: Wish) -> None:
         """The new wish took the place of the old one."""
+        ways = _ways(new)
+        self._changed |= {
+            (number, family)
+            for number, way in _ways(old).items()
+            for family in FAMILIES
+            if number in ways and ways[number] != way
+        }
         self._left |= {
             (old.ids[name], family)
             for name in old.states
@@ -61,9 +70,9 @@ class Connections:
             for number, family in self._left
             if number not in names or not wish.keeps(names[number], family)
         }
-        if self._left or self._returned:
+        if self._left or self._changed or self._returned:
             wait_passed()
-        if self._left:
+        if self._left or self._changed:
             self._forget(Marks(wish.config.mark_mask))
         returned, self._returned = self._returned, set()
         for link, family in sorted(returned):
@@ -79,12 +88,20 @@ class Connections:
         """Twice, since a packet may have been on its way."""
         try:
             for _ in range(2):
-                for number, family in sorted(self._left):
+                for number, family in sorted(self._left | self._changed):
                     conntrack.forget(marks.mark(number), marks.mask, family)
         except Error as refusal:
             log.error("connections of dead links are not forgotten yet: %s", refusal)
             return
-        self._left = set()
+        self._left, self._changed = set(), set()
+
+
+def _ways(wish: Wish) -> dict[int, object]:
+    """By number, what a link's connections cannot outlive a change of."""
+    return {
+        wish.ids[link.name]: (link.name, link.interface, link.snat_address, link.snat_address6)
+        for link in wish.config.links
+    }
 
 
 def _home(wish: Wish) -> Home:

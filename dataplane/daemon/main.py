@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import logging
+import resource
 import signal
 import socket
 import sys
@@ -47,6 +48,7 @@ def run(path: Path) -> int:
     """Reads the file, applies it and serves until a signal ends it. Returns the exit status."""
     config = read_file(path)
     return_large_blocks()
+    _take_all_descriptors()
     logging.basicConfig(
         stream=sys.stderr,
         format="%(asctime)s evenlink %(levelname)s: %(message)s",
@@ -65,6 +67,13 @@ def return_large_blocks() -> None:
     """
     with contextlib.suppress(AttributeError):  # not every C library has it
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, SLOTS)
+
+
+def _take_all_descriptors() -> None:
+    """As many as the system lets us have: probes by tcp and http need one a question."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 class _Daemon:
@@ -86,6 +95,8 @@ class _Daemon:
         self._changed = asyncio.Event()
         self._judged = asyncio.Event()
         self._watch_if_claimed: Watch | None = None
+        # What was seen of the machine, and what is made of it, belong together.
+        self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending: asyncio.Future[bool] | None = None
         self._stopped = False
@@ -209,7 +220,6 @@ class _Daemon:
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), LOOK_EVERY_S)
-            self._changed.clear()
             await self._survive(self._refresh)
             await asyncio.sleep(LOOK_PAUSE_S)
 
@@ -220,15 +230,17 @@ class _Daemon:
             await self._survive(self._judge)
 
     async def _refresh(self) -> None:
-        facts = await self._look()
-        await self._call(self._router.refresh, facts, self._watch.verdicts())
+        async with self._turn:
+            self._changed.clear()
+            facts = await self._look()
+            await self._call(self._router.refresh, facts, self._watch.verdicts())
 
     async def _judge(self) -> None:
         """Where the machine changed meanwhile, what was seen of it is worth nothing any more."""
         if self._changed.is_set():
-            self._changed.clear()
             await self._refresh()
-        else:
+            return
+        async with self._turn:
             await self._call(self._router.judge, self._watch.verdicts())
 
     async def _sample(self) -> None:
@@ -260,11 +272,12 @@ class _Daemon:
         if self._stopped:
             raise DaemonError("the daemon is ending")
         config = read_file(self._path)
-        facts = await self._call(self._router.look, config)
-        await self._call(self._router.reload, config, facts, self._watch.verdicts())
-        self._watch.take(config)
-        self._watch.see(facts, link_states(config, facts))
-        self._watch.serve(self._router.wish.link_marks)
+        async with self._turn:
+            facts = await self._call(self._router.look, config)
+            await self._call(self._router.reload, config, facts, self._watch.verdicts())
+            self._watch.take(config)
+            self._watch.see(facts, link_states(config, facts))
+            self._watch.serve(self._router.wish.link_marks)
         # A link by another interface or gateway is not what was judged before.
         self._judged.set()
         self._hooks.replace(config.on_change)
@@ -272,8 +285,9 @@ class _Daemon:
         log.info("reloaded %s", self._path)
 
     async def _set_by_hand(self, what: Callable[[str], None], link: str) -> None:
+        """What is refused now is tried again at the next look."""
         await self._call(what, link)
-        await self._judge()
+        await self._survive(self._judge)
 
     async def _answer(self, request: Request) -> Any:
         if self._stopped:

@@ -1,4 +1,4 @@
-"""The addresses behind the names of one probe's targets, kept fresh."""
+"""The addresses behind the names of one link's targets, kept fresh."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ _AGAIN_S = 10.0
 
 @dataclass(slots=True)
 class Found:
-    """`trouble` says why there is no address, or no fresh one."""
+    """`asked`: there was an answer, or a refusal. `trouble` says why there is no address."""
 
     address: Address | None = None
     trouble: str = "not resolved yet"
+    asked: bool = False
 
 
 class Naming:
@@ -46,7 +47,7 @@ class Naming:
         faults = []
         for name in names:
             each = [found for (of, _), found in self._found.items() if of == name]
-            if all(found.address is None for found in each):
+            if all(found.asked and found.address is None for found in each):
                 faults.append(f"target {name} {each[0].trouble}")
         return faults
 
@@ -61,6 +62,7 @@ class Naming:
                 found.trouble = ""
             except Error as refusal:
                 found.trouble, keep_s = str(refusal), _AGAIN_S
+            found.asked = True
             await asyncio.sleep(keep_s)
 
     def close(self) -> None:

@@ -378,10 +378,12 @@ class Router:
     def _adopt(self, wish: Wish) -> None:
         """Makes the wish the one in force, and tells what changed."""
         self._wish = wish
-        self.history, transitions = followed(self.history, wish, time.time())
+        before = self.history
+        self.history, transitions = followed(before, wish, time.time())
         for transition in transitions:
             log.info("link %s is %s", transition.link, in_words(wish, transition.link))
-            if transition.state != transition.before:
+            # At the start, what is up is no news.
+            if transition.link in before or transition.state != "up":
                 self._tell(transition)
 
     def sample(self) -> None:

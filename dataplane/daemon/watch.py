@@ -7,15 +7,22 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from dataplane.config.model import Config, Link
 from dataplane.daemon.asking import Asking
+from dataplane.daemon.naming import Naming
 from dataplane.decide.facts import FAMILIES, Facts, Family
-from dataplane.decide.health import Health, State, published, verdicts
+from dataplane.decide.health import Health, State, doubts, published, verdicts
 from dataplane.decide.liveness import LinkState, Verdict, Verdicts
 from dataplane.system.probe import Exit
+
+log = logging.getLogger("evenlink")
+
+# Three bad rounds of the others take less, at the usual pace.
+MOST_WAIT_S = 2.0
 
 
 class Watch:
@@ -28,8 +35,8 @@ class Watch:
         self._silent_before = silent_before
         self._links: dict[str, _Watched] = {}
         self._published: dict[tuple[str, Family], Verdict] = {}
-        # Something waits until others are no longer in doubt.
-        self._waiting = False
+        # Something waits until others are no longer in doubt, until then at the latest.
+        self._waiting: asyncio.TimerHandle | None = None
 
     def take(self, config: Config) -> None:
         """Watches the links of this file. Those that were watched before keep their health."""
@@ -53,7 +60,11 @@ class Watch:
         """What the machine says of the links now. Others than those that are watched are left."""
         for name, watched in self._links.items():
             if name in states:
-                watched.see(facts, states[name])
+                try:
+                    watched.see(facts, states[name])
+                except Exception:
+                    # The other links are seen all the same.
+                    log.exception("link %s cannot be watched; the next look tries again", name)
 
     def serve(self, marks: Mapping[str, int]) -> None:
         """Asks from now on, each link's probes with its mark."""
@@ -66,14 +77,29 @@ class Watch:
 
     def _conclude(self, changed: bool) -> None:
         """After a round of one link. `changed`: its verdict is another one."""
-        if not changed and not self._waiting:
+        if not changed and self._waiting is None:
             return
         found = self._found()
         doubtful = {
             (name, family) for name, watched in self._links.items() for family in watched.doubtful
         }
         after = published(self._published, found, doubtful)
-        self._waiting = after != found
+        self._wait_for_others(after != found)
+        self._publish(after)
+
+    def _wait_for_others(self, waiting: bool) -> None:
+        loop = asyncio.get_running_loop()
+        if waiting and self._waiting is None:
+            self._waiting = loop.call_later(MOST_WAIT_S, self._waited)
+        elif not waiting and self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+
+    def _waited(self) -> None:
+        self._waiting = None
+        self._publish(self._found())
+
+    def _publish(self, after: dict[tuple[str, Family], Verdict]) -> None:
         if after != self._published:
             self._published = after
             self._changed()
@@ -90,6 +116,7 @@ class Watch:
         return {name: watched.report() for name, watched in self._links.items()}
 
     def close(self) -> None:
+        self._wait_for_others(False)
         for watched in self._links.values():
             watched.close()
         self._links.clear()
@@ -118,6 +145,7 @@ class _Watched:
         # What the sockets of the probes depend on; they are made anew when it changes.
         self._path: object = None
         self._askings: list[Asking] = []
+        self._naming = _naming(link)
         self._hold: asyncio.TimerHandle | None = None
         self.verdicts = verdicts(self._ways)
 
@@ -134,6 +162,8 @@ class _Watched:
             for health in self._ways.values():
                 health.take_probes(link.probes, hold_ms)
             self._ask_nobody()
+            self._naming.close()
+            self._naming = _naming(link)
         self._link, self._hold_ms = link, hold_ms
 
     def see(self, facts: Facts, state: LinkState) -> None:
@@ -151,7 +181,7 @@ class _Watched:
             else:
                 health.cut(way.why, now_ms)
         self._state = state
-        path = (index, *((way.joined, way.gateway, way.addresses) for way in state.ways))
+        path = (index, *((way.joined, way.gateway) for way in state.ways))
         if path != self._path:
             self._path = path
             self._ask_nobody()
@@ -176,7 +206,9 @@ class _Watched:
         for number, probe in enumerate(self._link.probes):
             healths = {family: self._ways[family] for family in ways}
             gateways = {family: way.gateway for family, way in ways.items()}
-            self._askings.append(Asking(probe, number, by, healths, gateways, self._conclude))
+            self._askings.append(
+                Asking(probe, number, by, healths, gateways, self._naming, self._conclude)
+            )
 
     def _ask_nobody(self) -> None:
         for asking in self._askings:
@@ -191,16 +223,17 @@ class _Watched:
         self._wait_for_hold()
 
     @property
-    def doubtful(self) -> list[Family]:
-        """The families that are up, and whose last round was bad."""
-        return [family for family, health in self._ways.items() if health.doubtful]
+    def doubtful(self) -> set[Family]:
+        """The families that are up, and in doubt."""
+        return doubts(self._ways)
 
     def _wait_for_hold(self) -> None:
         """Without probes, nothing else comes by when a hold ends."""
         if self._link.probes or self._hold:
             return
         now_ms = self._now_ms()
-        waiting = [h for h in self._ways.values() if h.state is State.RETURNING]
+        settled = (State.NEW, State.UP, State.CUT)
+        waiting = [health for health in self._ways.values() if health.state not in settled]
         left_ms = min((h.hold_left_ms(now_ms) for h in waiting), default=0.0)
         if left_ms:
             self._hold = self._loop.call_later(left_ms / 1000 + 0.001, self._hold_ended)
@@ -220,11 +253,21 @@ class _Watched:
         return {
             "targets": [one for asking in self._askings for one in asking.report()],
             "hold_ms": round(max(held)),
-            "faults": [fault for asking in self._askings for fault in asking.faults()],
+            "faults": [
+                *self._naming.faults(),
+                *(fault for asking in self._askings for fault in asking.faults()),
+            ],
         }
 
     def close(self) -> None:
         self._ask_nobody()
+        self._naming.close()
         if self._hold:
             self._hold.cancel()
             self._hold = None
+
+
+def _naming(link: Link) -> Naming:
+    """The names of all targets of the link."""
+    names = (target.name for probe in link.probes for target in probe.targets)
+    return Naming({name for name in names if name is not None}, FAMILIES)

@@ -10,7 +10,7 @@ from typing import Any
 from dataplane.config.marks import Marks
 from dataplane.config.model import Config, Link, Nat
 from dataplane.decide.facts import Destination, Facts, Family
-from dataplane.decide.liveness import LinkState, source_towards
+from dataplane.decide.liveness import Condition, LinkState, source_towards
 from dataplane.decide.plan import table_of
 from dataplane.decide.wish import Wish
 from dataplane.hotpath import Classifier, Program
@@ -222,8 +222,12 @@ def _by_link(answer: Explanation, situation: Situation, link: Link, flow: Flow) 
     answer.steps.append(
         f"mark {answer.mark} leads to table {answer.table}: {link.interface}{gateway}"
     )
-    if not way.alive:
+    if not way.joined:
         answer.steps.append(f"link {link.name} is down ({way.why}): unreachable until it is back")
+    elif way.condition is Condition.DRAINED:
+        answer.steps.append(f"link {link.name} is drained, and well otherwise")
+    elif not way.alive:
+        answer.steps.append(f"link {link.name} is down ({way.why}), but in use all the same")
     if answer.source_address:
         answer.steps.append(f"nat {link.nat.value}: leaves with source {answer.source_address}")
     return answer

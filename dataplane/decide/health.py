@@ -14,8 +14,8 @@ A link has a `Health` for each family that it carries, its ways. The table says 
     cut       carrier, address or gateway are gone        joined    they are there
     silent    one probe had `down` bad rounds in a row
     poor      one probe's loss or latency is over its `_down` threshold
-    steady    all probes had `up` good rounds in a row, none is over an `_up` threshold,
-              and all this has lasted for the hold
+    steady    all probes had `up` good rounds in a row, and for the time of the hold none was
+              silent, and none over an `_up` threshold
 
 A link that leaves `up` within a minute after it returned has its hold doubled, from 5 s up to what
 the file allows; each whole minute that it stayed up halves it. The first time is without a hold.
@@ -120,6 +120,8 @@ class Tally:
         self.probe = probe
         self.bad = 0
         self.good = 0
+        # There was a good round, and not `down` bad ones in a row since.
+        self.alive = False
         # None before the first round; empty where there was nothing to ask.
         self.asked: Sequence[Answer] | None = None
         self._windows: dict[str, Window] = {}
@@ -127,6 +129,7 @@ class Tally:
     def forget(self) -> None:
         """Everything from before belongs to another path."""
         self.bad = self.good = 0
+        self.alive = False
         self.asked = None
         self._windows.clear()
 
@@ -136,15 +139,26 @@ class Tally:
         verdict = good_round(answers, self.probe.need)
         if verdict is None:
             self.bad = self.good = 0
+            self.alive = False
         elif verdict:
             if self.silent:
                 # What was lost while the path was dead says nothing of how it is now.
                 self._windows.clear()
             self.bad, self.good = 0, self.good + 1
+            self.alive = True
         else:
             self.bad, self.good = self.bad + 1, 0
+            self.alive = self.alive and not self.silent
         for one in answers:
             self._windows.setdefault(one.name, Window()).add(one.rtt_ms)
+
+    def heard_late(self, after: int) -> None:
+        """Enough answers to a bad round came when it was over, and `after` more rounds are.
+
+        The path was alive then, so only what came after can speak against it.
+        """
+        if not self.silent:
+            self.bad = min(self.bad, after)
 
     def window(self, name: str) -> Window | None:
         """The last rounds of a target."""
@@ -165,9 +179,9 @@ class Tally:
 
     @property
     def well(self) -> bool:
-        """The last round was good, and quality is good enough to come back."""
-        good = self.good > 0 or self._nobody
-        return good and not self._over(self.probe.loss_up, self.probe.latency_up_ms)
+        """It is alive, and quality is good enough to come back."""
+        alive = self.alive or self._nobody
+        return alive and not self._over(self.probe.loss_up, self.probe.latency_up_ms)
 
     @property
     def poor(self) -> str:
@@ -185,13 +199,14 @@ class Tally:
 
     def _best(self, what: str) -> float | None:
         """The value that `need` of the targets keep within; None while too little is known."""
-        windows = [self._windows[one.name] for one in judges(self.asked or ())]
+        judged = judges(self.asked or ())
+        windows = [self._windows[one.name] for one in judged if one.name in self._windows]
         values = sorted(
             value
             for window in windows
             if window.full_enough and (value := getattr(window, what)) is not None
         )
-        need = min(self.probe.need, len(windows))
+        need = min(self.probe.need, len(judged))
         return values[need - 1] if 0 < need <= len(values) else None
 
 
@@ -209,9 +224,14 @@ class Health:
         self._doublings = 0
 
     def take_probes(self, probes: Sequence[Probe], hold_ms: float) -> None:
-        """Another file: its probes begin anew, the state stays."""
+        """Another file: its probes begin anew, the state stays.
+
+        Until their first rounds are over, whom the old ones asked says whether a way follows.
+        """
         self._most_hold_ms = hold_ms
-        self.tallies = [Tally(probe) for probe in probes]
+        before, self.tallies = self.tallies, [Tally(probe) for probe in probes]
+        for old, new in zip(before, self.tallies, strict=False):
+            new.asked = old.asked
         self._well_ms = None
 
     def cut(self, why: str, now_ms: float) -> None:
@@ -234,6 +254,10 @@ class Health:
         if self.state is not State.CUT:
             self.tallies[number].add(answers)
             self.judge(now_ms)
+
+    def heard_late(self, number: int, after: int) -> None:
+        """See `Tally.heard_late`."""
+        self.tallies[number].heard_late(after)
 
     def judge(self, now_ms: float) -> None:
         """Follows from the counts and the clock; to be called when a hold ends, too."""
@@ -265,7 +289,7 @@ class Health:
 
     @property
     def doubtful(self) -> bool:
-        """It is up, but its last round was bad."""
+        """It is up, but its last round was bad: nobody can tell yet."""
         return self.state is State.UP and any(tally.bad for tally in self.tallies)
 
     @property
@@ -331,6 +355,15 @@ def verdicts(ways: Mapping[Family, Health]) -> dict[Family, Verdict]:
         for other in ways.values():
             if other.judged and health.follows and State.CUT not in (health.state, other.state):
                 found[family] = other.verdict
+    return found
+
+
+def doubts(ways: Mapping[Family, Health]) -> set[Family]:
+    """The families of one link that are up and in doubt; who follows doubts with the other."""
+    found = {family for family, health in ways.items() if health.doubtful}
+    for family, health in ways.items():
+        if health.follows and any(other.judged and other.doubtful for other in ways.values()):
+            found.add(family)
     return found
 
 

@@ -105,6 +105,7 @@ class _Stream(asyncio.Protocol):
         for _, waiting in self._waiting:
             if not waiting.done():
                 waiting.set_exception(FailedError(why))
+                waiting.exception()  # whoever waits for an earlier one is told, and no one else
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._break(self._broken or str(exc or "closed by the server"))

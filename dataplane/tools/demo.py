@@ -136,7 +136,7 @@ def _show(result: DemoResult, console: Console) -> None:
             f"{link.share_bytes:.1%}",
         )
     console.print(table)
-    for met, figures in result.reaches():
+    for met, figures in (*result.reaches(), *result.failover.times()):
         sign = "[green]✓[/]" if met else "[bold red]✗[/]"
         console.print(f" {sign} {figures}", highlight=False)
     console.print(

@@ -9,6 +9,7 @@ SLOT = 1 / 65_536
 CARRIED_OF_SUM = 0.97
 # Two links of 10 and 20 Mbit/s shall carry 1.45 times the better one, of 1.5 that are possible.
 GAIN_OF_POSSIBLE = 1.45 / 1.5
+DETECTED_MS, UDP_BACK_MS, CARRIER_MS = 1900, 2000, 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +29,78 @@ class LinkResult:
 
 
 @dataclass(frozen=True, slots=True)
+class FailoverResult:
+    """What came of the death and the return of one link, as `lab.failover` measures it.
+
+    `detected_ms` of a path that is silently dead beyond the gateway, `carrier_ms` of a carrier that
+    is lost: until a new connection of the link's is answered by another. Shares of all pairs.
+    """
+
+    killed: str
+    detected_ms: float
+    carrier_ms: float
+    udp_back_ms: float
+    survivors: int
+    survivor_connections_broken: int
+    pairs_moved: float
+    pairs_moved_bound: float
+    returned_exactly: bool
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "killed": self.killed,
+            "detected_ms": round(self.detected_ms),
+            "carrier_ms": round(self.carrier_ms),
+            "survivor_connections_broken": self.survivor_connections_broken,
+            "pairs_moved": round(self.pairs_moved, 6),
+            "pairs_moved_bound": round(self.pairs_moved_bound, 6),
+            "returned_exactly": self.returned_exactly,
+        }
+
+    def reaches(self) -> list[tuple[bool, str]]:
+        back = "each pair returned" if self.returned_exactly else "some pair did not return"
+        return [
+            (
+                self.survivor_connections_broken == 0,
+                f"{self.survivor_connections_broken} of {self.survivors} connections of other "
+                f"links broke when {self.killed} died",
+            ),
+            (
+                self.pairs_moved == self.pairs_moved_bound,
+                f"{self.pairs_moved:.2%} of the pairs moved, {self.pairs_moved_bound:.2%} were "
+                f"at home on {self.killed}",
+            ),
+            (self.returned_exactly, f"{back} to its home link for new connections"),
+        ]
+
+    def times(self) -> list[tuple[bool, str]]:
+        """Figures to look at: a busy machine may be late, which breaks no promise."""
+        return [
+            (
+                self.detected_ms <= DETECTED_MS,
+                f"a path dead beyond the gateway is left in {self.detected_ms:.0f} ms "
+                f"({DETECTED_MS})",
+            ),
+            (
+                self.udp_back_ms <= UDP_BACK_MS,
+                f"its old UDP flows again in {self.udp_back_ms:.0f} ms ({UDP_BACK_MS})",
+            ),
+            (
+                self.carrier_ms <= CARRIER_MS,
+                f"a link without carrier is left in {self.carrier_ms:.0f} ms ({CARRIER_MS})",
+            ),
+        ]
+
+
+@dataclass(frozen=True, slots=True)
 class DemoResult:
     """The whole demo. Rates in bit/s; `carried_*` count Ethernet bytes, goodput answers' bytes.
 
     `connections` are those with all links; opened and failed ones, with one link alone too, where
     a failure would make the gain look better.
     `rates` holds for each link (seconds since the demo began, bit/s) for the picture, `phases`
-    the title, start and end of each load. `notes` are examples of what went wrong.
+    the title, start and end of each load, `turns` what was done to a link and when. `notes` are
+    examples of what went wrong.
     """
 
     links: tuple[LinkResult, ...]
@@ -49,9 +115,11 @@ class DemoResult:
     goodput_bps: float
     wrong_source_packets: int
     mispredicted: int
+    failover: FailoverResult
     seconds: float
     rates: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     phases: tuple[tuple[str, float, float], ...] = ()
+    turns: tuple[tuple[str, float], ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -93,6 +161,7 @@ class DemoResult:
             "one_link": self.one_link,
             "goodput_bps": round(self.goodput_bps),
             "capacity_sum_bps": self.capacity_sum_bps,
+            "failover": self.failover.as_json(),
             "wrong_source_packets": self.wrong_source_packets,
             "mispredicted": self.mispredicted,
             "seconds": round(self.seconds, 1),
@@ -133,6 +202,7 @@ class DemoResult:
                 self.wrong_source_packets == 0,
                 f"{self.wrong_source_packets} packets reached a provider with a wrong source",
             ),
+            *self.failover.reaches(),
         ]
 
     def missed(self) -> list[str]:

@@ -1,7 +1,9 @@
-"""The demo's experiment: one link alone, then all of them, under the same traffic.
+"""The demo's experiment: one link alone, then all of them, under the same traffic; then one dies.
 
-The daemon is the real one in both parts: first with a file that names the better link only, then
-with one that names all. The links' shapers, the clients and the servers stay the same.
+The daemon is the real one in all parts: first with a file that names the better link only, then
+with one that names all. The links' shapers, the clients and the servers stay the same. The better
+link dies twice under a light load: once its path, silently, beyond the gateway, and once its
+carrier.
 """
 
 from __future__ import annotations
@@ -14,20 +16,27 @@ from dataclasses import dataclass
 from math import ceil, isqrt
 
 from dataplane.errors import KernelError
-from dataplane.lab import Daemon, Lab, Topology, uplinks
+from dataplane.lab import Daemon, Lab, Topology, faults, uplinks
+from dataplane.lab.calling import Caller
+from dataplane.lab.failover import Failover, Stage, measure
+from dataplane.lab.faults import Fault
 from dataplane.lab.meter import Meter
 from dataplane.lab.traffic import Connection, Event, Load, connections, serve
 from dataplane.lab.witness import Evidence, Witness
-from dataplane.tools.demo_result import DemoResult, LinkResult
+from dataplane.tools.demo_result import DemoResult, FailoverResult, LinkResult
 
 Report = Callable[[str, float, str], None]
 """Told the part's name, how much of it is done (0 to 1), and how it goes."""
 
 ALONE_S = 8.0
-PARTS = ("the lab", "one link alone", "all links")
+PARTS = ("the lab", "one link alone", "all links", "a link dies and returns")
 _PORT = 5001
 _SETTLE_S = 1.0
 _NOTES = 10
+# The light load of the last part takes that much of all links, at most: nothing waits for capacity.
+_LIGHT_OF_SUM = 0.35
+_LIGHT_BYTES, _LIGHTER_BYTES, _LIGHTER_BELOW_BPS = 3000, 200, 10_000_000
+_LIGHT_HEADERS_BYTES = 250
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +88,10 @@ def experiment(topology: Topology, seconds: float, report: Report) -> DemoResult
         foretold = [answer["link"] for answer in daemon.explain([one.flow for one in wanted])]
         together = _load(lab, meter, wanted, seconds, lambda *a: report(PARTS[2], *a))
         status = {link["name"]: link for link in daemon.status()["links"]}
+
+        with Caller(lab, witness, _PORT) as caller:
+            first = wanted[-1].number + 1
+            deaths = _deaths(caller, best, first, lambda *a: report(PARTS[3], *a))
         _end(daemon)
 
         seen = witness.testimony()
@@ -112,17 +125,82 @@ def experiment(topology: Topology, seconds: float, report: Report) -> DemoResult
         goodput_bps=together.goodput_bps,
         wrong_source_packets=seen.wrong_source_packets.total(),
         mispredicted=len(wrong),
+        failover=_failover(*deaths),
         seconds=time.monotonic() - began_s,
         rates=rates,
-        phases=tuple(
+        phases=(
+            *(
+                (
+                    f"{name}: {part.carried_bps / 1e6:.1f}",
+                    part.began_s - began_s,
+                    part.ended_s - began_s,
+                )
+                for name, part in ((f"{best} alone", alone), ("all links", together))
+            ),
             (
-                f"{name}: {part.carried_bps / 1e6:.1f}",
-                part.began_s - began_s,
-                part.ended_s - began_s,
-            )
-            for name, part in ((f"{best} alone", alone), ("all links", together))
+                f"{best} dies and returns",
+                deaths[0].began_s - began_s,
+                deaths[1].ended_s - began_s,
+            ),
         ),
-        notes=_notes(alone, together, wrong, used, seen),
+        turns=tuple(
+            (name, one.outage.killed_s - began_s)
+            for name, one in zip(("path dead", "carrier lost"), deaths, strict=True)
+        ),
+        notes=(
+            *_notes(alone, together, wrong, used, seen),
+            *(note for one in deaths for note in one.notes[:_NOTES]),
+        ),
+    )
+
+
+def _deaths(
+    caller: Caller, link: str, first_number: int, report: Callable[[float, str], None]
+) -> tuple[Failover, Failover]:
+    """The link dies beyond its gateway and returns, and then loses its carrier and returns."""
+    topology = caller.lab.topology
+    sum_bps = sum(each.capacity_bps for each in topology.links)
+    light_bytes = _LIGHT_BYTES if sum_bps >= _LIGHTER_BELOW_BPS else _LIGHTER_BYTES
+    done = 0
+
+    def told(stage: Stage) -> None:
+        nonlocal done
+        done += 1
+        report(done / 8, f"{link} {stage}")
+
+    def die(fault: Fault, first_number: int) -> Failover:
+        older = connections(topology.pairs(), _PORT, heavy=0, first_number=first_number)
+        light_bits = len(older) * (light_bytes + _LIGHT_HEADERS_BYTES) * 8
+        return measure(
+            caller,
+            link,
+            fault,
+            older,
+            light_bytes=light_bytes,
+            light_interval_s=max(1.0, light_bits / (_LIGHT_OF_SUM * sum_bps)),
+            told=told,
+        )
+
+    report(0.0, "")
+    path = die(faults.dropping, first_number)
+    return path, die(faults.no_carrier, first_number + path.connections)
+
+
+def _failover(path: Failover, carrier: Failover) -> FailoverResult:
+    """Of both deaths; where one share is to be shown, that of the worse."""
+    worse = max((path, carrier), key=lambda one: abs(one.pairs_moved - one.pairs_moved_bound))
+    return FailoverResult(
+        killed=path.killed,
+        detected_ms=path.detected_ms,
+        carrier_ms=carrier.detected_ms,
+        udp_back_ms=max(path.udp_back_ms, carrier.udp_back_ms),
+        survivors=path.survivors + carrier.survivors,
+        survivor_connections_broken=(
+            path.survivor_connections_broken + carrier.survivor_connections_broken
+        ),
+        pairs_moved=worse.pairs_moved,
+        pairs_moved_bound=worse.pairs_moved_bound,
+        returned_exactly=path.returned_exactly and carrier.returned_exactly,
     )
 
 

@@ -75,10 +75,16 @@ def _rates(axes: Any, result: DemoResult) -> None:
         textcoords="offset points",
         va="top",
         color=_INK,
+        fontsize=9,
     )
     for name, start_s, end_s in result.phases:
-        axes.text((start_s + end_s) / 2, top * 1.17, name, ha="center", va="top", fontweight="bold")
+        middle = (start_s + end_s) / 2
+        style = {"ha": "center", "va": "top", "fontweight": "bold", "fontsize": 9}
+        axes.text(middle, top * 1.17, name, **style)
         axes.axvspan(start_s, end_s, ymin=1 / 1.2, color=_GRID, linewidth=0, zorder=0)
+    for name, at_s in result.turns:
+        axes.axvline(at_s, ymax=1 / 1.2, color=_INK, linewidth=1, linestyle=(0, (1, 2)))
+        axes.text(at_s, top * 0.88, f" {name}", ha="left", va="top", fontsize=9)
     axes.set(
         xlim=(0, times[-1]),
         ylim=(0, top * 1.2),

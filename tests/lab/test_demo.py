@@ -40,9 +40,18 @@ def test_demo_reaches_what_it_promises(options: tuple[str, ...], tmp_path: Path)
     for reach in ("pairs_split", "connections_failed", "mispredicted", "wrong_source_packets"):
         assert found[reach] == 0
     assert found["carried_bps"] >= 0.97 * found["capacity_sum_bps"]
+    failover = found["failover"]
+    assert failover["survivor_connections_broken"] == 0
+    assert 0 < failover["pairs_moved"] == failover["pairs_moved_bound"] < 1
+    assert failover["returned_exactly"] is True
+    best = max(found["links"], key=lambda link: link["capacity_bps"])
+    assert failover["killed"] == best["name"]
+    assert 0 < failover["carrier_ms"] < 20_000
+    assert 0 < failover["detected_ms"] < 20_000
     for link in found["links"]:
         assert abs(link["share_slots"] - link["share_wanted"]) <= 1 / 65536
     assert picture.read_text().startswith("<?xml")
+    assert "dies and returns" in picture.read_text()
     assert str(picture) in done.stderr
 
 

@@ -62,7 +62,7 @@ STATUS = {
     ],
     "queue": {"packets": 1, "fallback": 0, "dropped": 0, "errors": 0},
     "wrong_source": 0,
-    "faults": ["link b is down: nobody\nanswers"],
+    "faults": ["link b is down: nobody\nanswers", "queue worker ended"],
 }
 
 
@@ -123,7 +123,7 @@ def test_status_of_all(call: Callable[..., int], capsys: pytest.CaptureFixture[s
         "x.example tcp ipv6 no such [31m name",
         "c is drained: by hand",
         "queue: 1 decided, 0 settled by the kernel, 0 dropped, 0 errors; wrong sources stopped: 0",
-        "fault: link b is down: nobody answers",
+        "fault: queue worker ended",
     ]
     assert call("status", "-v") == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
@@ -169,8 +169,8 @@ def test_following(served: Served) -> None:
     with following(served) as process:
         assert process.stdout is not None
         assert process.stderr is not None
-        while not process.stdout.readline().startswith("fault: "):
-            pass
+        while not (line := process.stdout.readline()).startswith("fault: "):
+            assert line, process.stderr.read()
         served.tell(1, why="cut\x1b\n")
         assert process.stdout.readline() == "1970-01-01 00:00:00.000  l1  down  cut\n"
         served.tell(2)

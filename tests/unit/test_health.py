@@ -19,6 +19,7 @@ from dataplane.decide.health import (
     Health,
     Sign,
     State,
+    doubts,
     good_round,
     published,
     verdicts,
@@ -178,17 +179,66 @@ def test_holds_double_up_to_the_ceiling_and_fall_with_each_calm_minute() -> None
     assert way.health.hold_ms == 0
 
 
-def test_a_bad_round_begins_the_hold_anew() -> None:
+def test_silence_begins_the_hold_anew_and_a_bad_round_does_not() -> None:
+    """Else a link with one bad round in a hundred would never come back from a long hold."""
     way = Clocked()
     way.rounds(3, BAD)
     way.until_up()
     way.rounds(3, BAD)
-    way.rounds(8, GOOD)
-    assert way.health.hold_left_ms(way.now_ms) == FIRST_HOLD_MS - 7 * ROUND_MS
-    way.rounds(1, BAD)
+    way.rounds(3, GOOD)
+    way.rounds(2, BAD)
+    way.rounds(1, GOOD)
+    assert way.health.hold_left_ms(way.now_ms) == FIRST_HOLD_MS - 5 * ROUND_MS
+    way.rounds(3, BAD)
     assert way.health.hold_left_ms(way.now_ms) == FIRST_HOLD_MS
     assert way.rounds(10, GOOD) is State.SILENT
     assert way.rounds(1, GOOD) is State.UP
+
+
+def test_up_takes_good_rounds_at_the_end_of_the_hold_too() -> None:
+    way = Clocked()
+    way.rounds(3, BAD)
+    way.until_up()
+    way.rounds(3, BAD)
+    way.rounds(9, GOOD)
+    assert way.rounds(1, BAD) is State.SILENT
+    assert way.rounds(4, GOOD) is State.SILENT
+    assert way.health.hold_left_ms(way.now_ms) == 0
+    assert way.rounds(1, GOOD) is State.UP
+
+
+def test_a_late_answer_speaks_for_the_path() -> None:
+    """Only rounds that were asked after it can still speak against it."""
+    way = Clocked()
+    way.rounds(2, BAD)
+    way.health.heard_late(0, 1)
+    assert way.rounds(1, BAD) is State.UP, "one bad round after it, and this one"
+    assert way.rounds(1, BAD) is State.SILENT
+    way.health.heard_late(0, 0)
+    assert way.rounds(4, GOOD) is State.SILENT, "it is no good round"
+    assert way.rounds(1, GOOD) is State.UP
+
+
+def test_doubt_follows_as_verdicts_do() -> None:
+    four, six = Clocked(), Clocked()
+    six.rounds(1, answers())
+    assert doubts({4: four.health, 6: six.health}) == set()
+    four.rounds(1, BAD)
+    assert doubts({4: four.health, 6: six.health}) == {4, 6}
+    six.rounds(1, GOOD)
+    assert doubts({4: four.health, 6: six.health}) == {4}
+
+
+def test_other_probes_begin_anew_and_the_state_stays() -> None:
+    way = Clocked()
+    way.rounds(3, BAD)
+    way.health.take_probes([PROBE, PROBE], MOST_HOLD_MS)
+    assert way.health.state is State.SILENT
+    for _ in range(5):
+        assert way.health.state is State.SILENT
+        way.rounds(1, GOOD)
+        way.health.heard(1, GOOD, way.now_ms)
+    assert way.health.state is State.UP
 
 
 def test_no_damping() -> None:
@@ -354,9 +404,9 @@ class AnyLife(RuleBasedStateMachine):
             before = self.health.state
             self.now_ms += ms
             self.good, self.bad = (self.good + 1, 0) if good else (0, self.bad + 1)
-            if not good:
+            if self.bad >= self.probe.down:
                 self.well_since_ms = None
-            elif self.well_since_ms is None:
+            elif good and self.well_since_ms is None:
                 self.well_since_ms = self.now_ms
             well_ms = 0.0 if self.well_since_ms is None else self.now_ms - self.well_since_ms
             left_ms = max(self.health.hold_ms - well_ms, 0.0)
