@@ -21,6 +21,9 @@ APT_PACKAGES := build-essential python3-dev python3-venv libnetfilter-queue-dev 
 	nftables iptables iproute2 conntrack iperf3 ethtool iputils-ping procps libcap2-bin \
 	util-linux valgrind ca-certificates dnsmasq-base udhcpc openssl
 
+# Most tests wait for packets and timers: two at a time need little more than half the time.
+JOBS ?= 2
+
 SOURCES := setup.py $(wildcard cext/*.h cext/*.pyx cext/*.pxd)
 
 .PHONY: build demo test check bench soak man clean
@@ -31,7 +34,7 @@ demo: build
 	@$(BIN)/evenlink demo $(ARGS)
 
 test: build check
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 check: build
 	@$(BIN)/ruff check .

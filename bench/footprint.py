@@ -39,6 +39,7 @@ TOPOLOGY = uplinks(10_000_000, 20_000_000, shaped=False, hosts=64, server_count=
 
 PROBED = uplinks(*[10_000_000] * 8, families=(4,), shaped=False)
 PROBING_S = 20.0
+QUICK_PROBING_S = 2.0
 
 _FIRST_PORT, _LAST_PORT = 1024, 65535
 # Of the queue's 1,024 places: what finds it full is settled by the kernel, and not decided.
@@ -239,7 +240,7 @@ def _memory(lab: Lab, beginner: Beginner) -> tuple[Memory, Memory, dict[str, Any
     return idle, full, said
 
 
-def _busy_pct(lab: Lab, probes: bool) -> float:
+def _busy_pct(lab: Lab, probes: bool, seconds: float) -> float:
     """What an idle daemon takes of a core, in percent, with and without probes."""
     text = toml(lab.topology, lab.directory)
     if not probes:
@@ -248,7 +249,7 @@ def _busy_pct(lab: Lab, probes: bool) -> float:
     processes = {"daemon": daemon.process.pid}
     time.sleep(_SETTLED_S)
     began_s, before_s = time.monotonic(), cpu.spent_s(processes)["daemon"]
-    time.sleep(PROBING_S)
+    time.sleep(seconds)
     spent_s = cpu.spent_s(processes)["daemon"] - before_s
     busy_pct = 100 * spent_s / (time.monotonic() - began_s)
     targets = [one for link in daemon.status()["links"] for one in link["targets"]]
@@ -259,14 +260,14 @@ def _busy_pct(lab: Lab, probes: bool) -> float:
     return busy_pct
 
 
-def probing(runs: int) -> Row:
+def probing(runs: int, seconds: float = PROBING_S) -> Row:
     """The row of what probing costs. Raises errors.Error if the machine refuses."""
     row = Row("probing", "% of a core", against=None)
     busy: dict[bool, list[float]] = {False: [], True: []}
     with Lab(PROBED) as lab:
         for _ in range(runs):
             for probes, found in busy.items():
-                found.append(_busy_pct(lab, probes))
+                found.append(_busy_pct(lab, probes, seconds))
             row.samples.append(Sample(busy[True][-1] - busy[False][-1]))
     row.extra = {
         "links": len(PROBED.links),
@@ -311,7 +312,8 @@ def measure(options: Options) -> Result:
         if not options.only or options.only - {"probing"}:
             extra = _starts_and_memory(options, rows)
         if options.wants("probing"):
-            rows["probing"] = probing((options.runs + 1) // 2)
+            seconds = QUICK_PROBING_S if options.quick else PROBING_S
+            rows["probing"] = probing((options.runs + 1) // 2, seconds)
     except Error as fault:
         return Result([], dict.fromkeys(rows, str(fault)))
     return Result([row for row in rows.values() if options.wants(row.name)], extra=extra)

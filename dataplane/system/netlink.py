@@ -306,9 +306,12 @@ class Netlink:
 
 def _index(name: str) -> int | None:
     """Not pyroute2's link_lookup: it keeps the acknowledgement of each question for ever."""
-    with suppress(OSError):
+    try:
         return socket.if_nametoindex(name)
-    return None
+    except OSError as refusal:
+        if refusal.errno not in (errno.ENODEV, errno.ENXIO):
+            raise
+        return None
 
 
 def _name(index: int) -> str:

@@ -16,6 +16,7 @@ import pytest
 
 from dataplane.config.model import PUBLIC_RESOLVERS
 from dataplane.lab import Daemon, Lab, faults
+from tests.lab.beyond import asked
 from tests.lab.conftest import TWO_LINKS, MakeLab
 from tests.lab.talk import (
     Talk,
@@ -284,12 +285,21 @@ def test_a_target_without_an_address_is_named_and_harms_nothing(make_lab: MakeLa
 
 
 def test_without_probes_a_silent_path_is_not_noticed(make_lab: MakeLab) -> None:
-    """And nothing is sent: the operator said so."""
+    """And nothing is sent: the operator said so. The other link's probes are the clock."""
     lab = make_lab(TWO_LINKS)
-    keys = {name: {"probes": False} for name in ("isp-a", "isp-b")}
-    daemon = lab.run(file_with(lab, keys, key=KEY))
-    assert link(daemon, "isp-b")["targets"] == []
-    with faults.no_carrier(lab, "isp-b"):
-        eventually(is_down(daemon))
-    eventually(is_up(daemon))
-    assert not [line for line in tracked(lab) if "1.1.1.1" in line]
+    with asked(lab, "isp-a") as rounds, asked(lab, "isp-b") as never:
+        daemon = lab.run(file_with(lab, {"isp-b": {"probes": False}}, key=KEY))
+        assert link(daemon, "isp-b")["targets"] == []
+        pairs = questions(lab)
+        homes = [one["link"] for one in daemon.explain(pairs)]
+        with faults.dropping(lab, "isp-b"):
+            before = rounds()
+            # Three would have been enough.
+            eventually(lambda: rounds() >= before + 8)
+            assert state(daemon) == {"isp-a": "up", "isp-b": "up"}
+            assert [one["link"] for one in daemon.explain(pairs)] == homes
+        with faults.no_carrier(lab, "isp-b"):
+            eventually(is_down(daemon))
+        eventually(is_up(daemon))
+        assert daemon.log.count("link isp-b is") == 3, "up, and its carrier went and came"
+        assert never() == 0

@@ -131,6 +131,25 @@ def test_silence(box: Box) -> None:
     inside(box, work)
 
 
+def test_all_that_wait_are_heard(box: Box) -> None:
+    """A round trip of many intervals: none fails for being many, up to 24 at once."""
+    server = Server(box, HOST4)
+
+    async def work() -> None:
+        async with asker(DNS) as (asks, told):
+            for token in range(26):
+                asks.ask(token, target(), HOST4, 30)
+            heard = [await server.hears() for _ in range(24)]
+            assert told.all == {}
+            for question, sender in heard:
+                server.says(reply(question).to_wire(), sender)
+            for token in range(2, 26):
+                assert (await told.answer(token))[1] == ""
+            assert set(told.all) == set(range(2, 26))
+
+    inside(box, work)
+
+
 def wrong_id(question: dns.message.Message) -> bytes:
     made = reply(question)
     made.id ^= 1

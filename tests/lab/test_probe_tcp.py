@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import socket
 
 import pytest
@@ -23,6 +25,11 @@ from tests.lab.probebox import (
 __all__ = ["box"]
 
 TCP = ProbeKind.TCP
+AT_ONCE = 24
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
 
 
 @HOSTS
@@ -74,20 +81,27 @@ def test_an_unreachable_host(box: Box) -> None:
 
 
 def test_silence_ends_and_does_not_gather(box: Box) -> None:
-    """Four at once a target and no more; another target is asked meanwhile; then it goes on."""
+    """Of too many the oldest are given up and not told; others are asked; then it goes on."""
     listener = box.bound("a", socket.SOCK_STREAM, HOST4)
+    kept = range(100 - AT_ONCE, 100)
 
     async def work() -> None:
         async with asker(TCP) as (tcp, told):
-            for token in range(6):
-                tcp.ask(token, target("silent", 80), SILENT4, 0.5)
-            assert told.all == dict.fromkeys((4, 5), (None, "still waiting for earlier answers"))
-            tcp.ask(7, target("other", listener.getsockname()[1]), HOST4, 5)
-            assert (await told.answer(7))[1] == ""
-            for token in range(4):
-                assert await told.answer(token) == (None, "no answer within 0.5 s")
-            tcp.ask(8, target("silent", 80), SILENT4, 0.1)
-            assert await told.answer(8) == (None, "no answer within 0.1 s")
+            before = descriptors()
+            for token in range(100):
+                tcp.ask(token, target("silent", 80), SILENT4, 1)
+                await asyncio.sleep(0)
+            assert told.all == {}
+            await eventually(lambda: descriptors() - before == AT_ONCE)
+            assert len(asyncio.all_tasks()) == AT_ONCE + 1
+            tcp.ask(200, target("other", listener.getsockname()[1]), HOST4, 5)
+            assert (await told.answer(200))[1] == ""
+            for token in kept:
+                assert await told.answer(token) == (None, "no answer within 1 s")
+            assert set(told.all) == {200, *kept}
+            await eventually(lambda: descriptors() == before)
+            tcp.ask(300, target("silent", 80), SILENT4, 0.1)
+            assert await told.answer(300) == (None, "no answer within 0.1 s")
 
     inside(box, work)
 

@@ -385,11 +385,16 @@ class AnyLife(RuleBasedStateMachine):
         self.well_since_ms: float | None = None
         self.health.joined(self.now_ms)
 
-    def _step(self, before: State, left_ms: float) -> None:
+    def _follows_the_table(self, before: State) -> None:
+        """One sign at most was taken, and the table has a way for it."""
         after = self.health.state
         assert before is after or after in {
             state for (of, _), state in TABLE.items() if of is before
-        } | {State.UP}
+        }
+
+    def _step(self, before: State, left_ms: float) -> None:
+        after = self.health.state
+        self._follows_the_table(before)
         if after is State.UP and before not in (State.UP, State.NEW):
             assert self.good >= self.probe.up, "up only after good rounds"
             assert left_ms == 0, "and after the hold"
@@ -420,8 +425,10 @@ class AnyLife(RuleBasedStateMachine):
 
     @rule()
     def join(self) -> None:
-        was_cut = self.health.state is State.CUT
+        before = self.health.state
+        was_cut = before is State.CUT
         self.health.joined(self.now_ms)
+        self._follows_the_table(before)
         assert self.health.state is not State.CUT
         if was_cut:
             assert self.health.state is State.RETURNING
@@ -430,10 +437,11 @@ class AnyLife(RuleBasedStateMachine):
 
     @rule(ms=st.floats(0, 10 * CALM_MS))
     def wait(self, ms: float) -> None:
-        before = self.health.hold_ms
+        before, hold_ms = self.health.state, self.health.hold_ms
         self.now_ms += ms
         self.health.judge(self.now_ms)
-        assert self.health.hold_ms <= before, "time alone never makes a hold longer"
+        self._follows_the_table(before)
+        assert self.health.hold_ms <= hold_ms, "time alone never makes a hold longer"
 
     @invariant()
     def one_condition(self) -> None:
