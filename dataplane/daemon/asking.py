@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from dataplane.decide.liveness import Address
 from dataplane.decide.quality import MOST_TIMEOUT_MS, RoundTrip, timeout_ms
 from dataplane.errors import Error
 from dataplane.system.probe import Asker, Exit, make_asker
+
+RoundTrips = dict[tuple[int, Target, Family], RoundTrip]
 
 log = logging.getLogger("evenlink")
 
@@ -33,7 +36,7 @@ class _Tracked:
     target: Target
     family: Family
     address: Address | None
-    trip: RoundTrip = field(default_factory=RoundTrip)
+    trip: RoundTrip
     rtt_ms: float | None = None
     answered: bool | None = None
     said: str = ""
@@ -41,10 +44,14 @@ class _Tracked:
 
 @dataclass(slots=True, eq=False)
 class _Round:
-    """What was asked at once. `tokens` are of `asked`, in order."""
+    """What was asked at once. `tokens` are of `asked`, in order.
+
+    `unknown` are the families of which it was too early to say whom to ask.
+    """
 
     tokens: range
     asked: list[_Tracked]
+    unknown: set[Family]
     opened_ms: float
     deadline_ms: float
     waiting: int
@@ -63,9 +70,13 @@ class Asking:
         ways: Mapping[Family, Health],
         gateways: Mapping[Family, Address | None],
         naming: Naming,
+        trips: RoundTrips,
         judged: Callable[[], None],
     ) -> None:
-        """`number` is the probe's place among the link's; `ways` are those that can be asked."""
+        """`number` is the probe's place among the link's; `ways` are those that can be asked.
+
+        `trips` outlast this one: what is slow is still slow when sockets are made anew.
+        """
         self._loop = asyncio.get_running_loop()
         self._probe = probe
         self._number = number
@@ -74,7 +85,12 @@ class Asking:
         self._naming = naming
         self._judged = judged
         self._tracked = [
-            _Tracked(target, family, gateways[family] if target.gateway else target.address)
+            _Tracked(
+                target,
+                family,
+                gateways[family] if target.gateway else target.address,
+                trips.setdefault((number, target, family), RoundTrip()),
+            )
             for family in ways
             for target in probe.targets
             if _asks(probe, target, family)
@@ -84,10 +100,10 @@ class Asking:
         self._open_rounds: deque[_Round] = deque()
         self._closed_rounds: deque[_Round] = deque()
         self._next_token = 0
-        self._last_ms = 0.0
+        self._last_ms = -math.inf
         self._bad = False
         self._timer: asyncio.TimerHandle | None = None
-        self._open()
+        self._due()
 
     def _now_ms(self) -> float:
         return self._loop.time() * 1000
@@ -106,7 +122,8 @@ class Asking:
             timeout = timeout_ms((one.trip for one in asked), now_ms)
         first, self._next_token = self._next_token, self._next_token + len(asked)
         tokens = range(first, self._next_token)
-        opened = _Round(tokens, asked, now_ms, now_ms + timeout, len(asked))
+        unknown = {family for family in self._ways if self._unknown(family)}
+        opened = _Round(tokens, asked, unknown, now_ms, now_ms + timeout, len(asked))
         self._open_rounds.append(opened)
         for token, one in zip(tokens, asked, strict=True):
             assert asker is not None, "only what has a socket is asked"
@@ -214,8 +231,7 @@ class Asking:
         self._bad = False
         for family, health in self._ways.items():
             answers = self._answers(over, family)
-            # Of whom to ask nothing may be known yet.
-            if any(one.beyond for one in answers) or not self._unknown(family):
+            if any(one.beyond for one in answers) or family not in over.unknown:
                 health.heard(self._number, answers, now_ms)
             tally = health.tallies[self._number]
             self._bad = self._bad or (tally.bad > 0 and health.state in _UNDECIDED)

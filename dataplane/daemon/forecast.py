@@ -12,7 +12,7 @@ from dataplane.decide.balance import all_alive
 from dataplane.decide.explain import Situation, explain, parse_flow
 from dataplane.decide.facts import Destination, Facts
 from dataplane.decide.fit import absences, conflicts, doubts
-from dataplane.decide.liveness import Condition, Verdict
+from dataplane.decide.liveness import Condition, Judgement
 from dataplane.decide.wish import make_wish
 from dataplane.errors import MachineError, UsageError
 from dataplane.system import capabilities
@@ -39,14 +39,14 @@ def steps_on_this_machine(config: Config) -> tuple[list[Step], list[str]]:
         if found:
             raise MachineError("\n".join([*remarks, *found]))
         # As `run` would begin: what was silent before has to prove itself.
-        silent = {way: Verdict(Condition.SILENT) for way in state.silent}
+        silent = {way: Judgement(Condition.SILENT) for way in state.silent}
         wish = make_wish(
             config,
             facts,
             key,
             state.ids,
             running_table(state),
-            verdicts=silent,
+            judgements=silent,
             drained=state.drained,
         )
         plan = wish.plan()

@@ -155,7 +155,7 @@ class _Daemon:
         loop = asyncio.get_running_loop()
         self._watch.take(self._router.config)
         facts = await self._look()
-        await self._call(self._router.start, facts, self._watch.verdicts())
+        await self._call(self._router.start, facts, self._watch.judgements())
         undo = True
         try:
             self._watch.serve(self._router.wish.link_marks)
@@ -233,7 +233,7 @@ class _Daemon:
         async with self._turn:
             self._changed.clear()
             facts = await self._look()
-            await self._call(self._router.refresh, facts, self._watch.verdicts())
+            await self._call(self._router.refresh, facts, self._watch.judgements())
 
     async def _judge(self) -> None:
         """Where the machine changed meanwhile, what was seen of it is worth nothing any more."""
@@ -241,7 +241,7 @@ class _Daemon:
             await self._refresh()
             return
         async with self._turn:
-            await self._call(self._router.judge, self._watch.verdicts())
+            await self._call(self._router.judge, self._watch.judgements())
 
     async def _sample(self) -> None:
         while True:
@@ -274,7 +274,7 @@ class _Daemon:
         config = read_file(self._path)
         async with self._turn:
             facts = await self._call(self._router.look, config)
-            await self._call(self._router.reload, config, facts, self._watch.verdicts())
+            await self._call(self._router.reload, config, facts, self._watch.judgements())
             self._watch.take(config)
             self._watch.see(facts, link_states(config, facts))
             self._watch.serve(self._router.wish.link_marks)

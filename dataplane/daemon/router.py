@@ -29,7 +29,7 @@ from dataplane.daemon.look import Machine, running_table
 from dataplane.daemon.report import RateMeter
 from dataplane.decide.facts import FAMILIES, Facts, Family
 from dataplane.decide.fit import absences, conflicts, doubts
-from dataplane.decide.liveness import Condition, Verdicts
+from dataplane.decide.liveness import Condition, Judgements
 from dataplane.decide.plan import Plan
 from dataplane.decide.slots import SLOTS, moved
 from dataplane.decide.wish import Wish, make_wish
@@ -130,7 +130,7 @@ class Router:
         """The machine as it is now, as far as the file, or another one, depends on it."""
         return self._machine.look(config or self.config)
 
-    def start(self, facts: Facts, verdicts: Verdicts) -> None:
+    def start(self, facts: Facts, judgements: Judgements) -> None:
         """Binds the queues, then makes the kernel what the plan says. Comes after `claim`.
 
         MachineError if the file cannot be served on this machine.
@@ -142,13 +142,13 @@ class Router:
         for remark in remarks:
             log.warning("%s", remark)
         try:
-            self._start(config, facts, verdicts)
+            self._start(config, facts, judgements)
         except BaseException:
             if self._engine:
                 self._engine.stop()
             raise
 
-    def _start(self, config: Config, facts: Facts, verdicts: Verdicts) -> None:
+    def _start(self, config: Config, facts: Facts, judgements: Judgements) -> None:
         before = self._state
         key = self._directory.key(config.key)
         wish = make_wish(
@@ -157,7 +157,7 @@ class Router:
             key,
             before.ids,
             running_table(before),
-            verdicts=verdicts,
+            judgements=judgements,
             drained=before.drained,
         )
         program = Program(wish.program())
@@ -185,11 +185,11 @@ class Router:
         self._connections.may_have_left({*before.ids.values(), *wish.ids.values()})
         self._settle_connections()
 
-    def refresh(self, facts: Facts, verdicts: Verdicts) -> None:
+    def refresh(self, facts: Facts, judgements: Judgements) -> None:
         """Follows the links, and mends what another hand undid."""
         self._alone.hang_up()
         old = self.wish
-        wish = self._wished(old, facts, verdicts)
+        wish = self._wished(old, facts, judgements)
         if wish == old:
             self._mend(wish)
         else:
@@ -200,27 +200,27 @@ class Router:
                 log.error("queue %d: its worker ended: %s; starting it anew", number, fault)
             self._replace_engine(wish)
 
-    def judge(self, verdicts: Verdicts) -> None:
+    def judge(self, judgements: Judgements) -> None:
         """Follows what health, or the operator, makes of the links; the machine is as before."""
         old = self.wish
-        wish = self._wished(old, old.facts, verdicts)
+        wish = self._wished(old, old.facts, judgements)
         if wish != old:
             self._switch(wish)
             self._settle_connections()
 
-    def _wished(self, old: Wish, facts: Facts, verdicts: Verdicts) -> Wish:
+    def _wished(self, old: Wish, facts: Facts, judgements: Judgements) -> Wish:
         return make_wish(
             old.config,
             facts,
             old.key,
             old.ids,
             old.home,
-            verdicts=verdicts,
+            judgements=judgements,
             drained=self._state.drained,
             served=old.serving,
         )
 
-    def reload(self, config: Config, facts: Facts, verdicts: Verdicts) -> None:
+    def reload(self, config: Config, facts: Facts, judgements: Judgements) -> None:
         """Takes a new file without losing a packet; a refusal leaves the old one in force."""
         old = self.wish
         # A mark is read by the mask that wrote it, so that goes with the connections.
@@ -239,7 +239,7 @@ class Router:
             key,
             self._state.ids,
             old.home,
-            verdicts=verdicts,
+            judgements=judgements,
             drained=self._state.drained,
             served=old.serving,
         )

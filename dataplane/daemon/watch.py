@@ -1,6 +1,6 @@
 """Asks the links' targets, round by round, and keeps their health. Lives on the event loop.
 
-`see` hears what the machine says of the links, `verdicts` says what health makes of it, and
+`see` hears what the machine says of the links, `judgements` says what health makes of it, and
 `changed` is called when that became something else.
 """
 
@@ -12,11 +12,11 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from dataplane.config.model import Config, Link
-from dataplane.daemon.asking import Asking
+from dataplane.daemon.asking import Asking, RoundTrips
 from dataplane.daemon.naming import Naming
 from dataplane.decide.facts import FAMILIES, Facts, Family
-from dataplane.decide.health import Health, State, doubts, published, verdicts
-from dataplane.decide.liveness import LinkState, Verdict, Verdicts
+from dataplane.decide.health import Health, State, doubts, judgements, published
+from dataplane.decide.liveness import Judgement, Judgements, LinkState
 from dataplane.system.probe import Exit
 
 log = logging.getLogger("evenlink")
@@ -34,7 +34,7 @@ class Watch:
         self._changed = changed
         self._silent_before = silent_before
         self._links: dict[str, _Watched] = {}
-        self._published: dict[tuple[str, Family], Verdict] = {}
+        self._published: dict[tuple[str, Family], Judgement] = {}
         # Something waits until others are no longer in doubt, until then at the latest.
         self._waiting: asyncio.TimerHandle | None = None
 
@@ -71,12 +71,12 @@ class Watch:
         for name, watched in self._links.items():
             watched.serve(marks[name])
 
-    def verdicts(self) -> Verdicts:
+    def judgements(self) -> Judgements:
         """What health makes of each way."""
         return self._published
 
     def _conclude(self, changed: bool) -> None:
-        """After a round of one link. `changed`: its verdict is another one."""
+        """After a round of one link. `changed`: its judgement is another one."""
         if not changed and self._waiting is None:
             return
         found = self._found()
@@ -99,16 +99,16 @@ class Watch:
         self._waiting = None
         self._publish(self._found())
 
-    def _publish(self, after: dict[tuple[str, Family], Verdict]) -> None:
+    def _publish(self, after: dict[tuple[str, Family], Judgement]) -> None:
         if after != self._published:
             self._published = after
             self._changed()
 
-    def _found(self) -> dict[tuple[str, Family], Verdict]:
+    def _found(self) -> dict[tuple[str, Family], Judgement]:
         return {
-            (name, family): verdict
+            (name, family): judgement
             for name, watched in self._links.items()
-            for family, verdict in watched.verdicts.items()
+            for family, judgement in watched.judgements.items()
         }
 
     def report(self) -> dict[str, dict[str, Any]]:
@@ -145,9 +145,10 @@ class _Watched:
         # What the sockets of the probes depend on; they are made anew when it changes.
         self._path: object = None
         self._askings: list[Asking] = []
+        self._trips: RoundTrips = {}
         self._naming = _naming(link)
         self._hold: asyncio.TimerHandle | None = None
-        self.verdicts = verdicts(self._ways)
+        self.judgements = judgements(self._ways)
 
     def same_path(self, link: Link) -> bool:
         mine = self._link
@@ -162,6 +163,7 @@ class _Watched:
             for health in self._ways.values():
                 health.take_probes(link.probes, hold_ms)
             self._ask_nobody()
+            self._trips.clear()
             self._naming.close()
             self._naming = _naming(link)
         self._link, self._hold_ms = link, hold_ms
@@ -173,6 +175,7 @@ class _Watched:
         if self._index is not None and index not in (None, self._index):
             for health in self._ways.values():
                 health.cut("the interface was made anew", now_ms)
+            self._trips.clear()
         self._index = index if index is not None else self._index
         for family, health in self._ways.items():
             way = state.way(family)
@@ -207,7 +210,16 @@ class _Watched:
             healths = {family: self._ways[family] for family in ways}
             gateways = {family: way.gateway for family, way in ways.items()}
             self._askings.append(
-                Asking(probe, number, by, healths, gateways, self._naming, self._conclude)
+                Asking(
+                    probe,
+                    number,
+                    by,
+                    healths,
+                    gateways,
+                    self._naming,
+                    self._trips,
+                    self._conclude,
+                )
             )
 
     def _ask_nobody(self) -> None:
@@ -216,9 +228,9 @@ class _Watched:
         self._askings.clear()
 
     def _conclude(self) -> None:
-        """After every change of what is known: is the verdict another one?"""
-        found = verdicts(self._ways)
-        changed, self.verdicts = found != self.verdicts, found
+        """After every change of what is known: is the judgement another one?"""
+        found = judgements(self._ways)
+        changed, self.judgements = found != self.judgements, found
         self._concluded(changed)
         self._wait_for_hold()
 

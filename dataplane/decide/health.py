@@ -29,7 +29,7 @@ from enum import StrEnum
 
 from dataplane.config.model import Probe
 from dataplane.decide.facts import FAMILIES, Family
-from dataplane.decide.liveness import Condition, Verdict, Verdicts
+from dataplane.decide.liveness import Condition, Judgement, Judgements
 from dataplane.decide.quality import Window
 
 CALM_MS = 60_000.0
@@ -136,11 +136,11 @@ class Tally:
     def add(self, answers: Sequence[Answer]) -> None:
         """Takes a closed round."""
         self.asked = answers
-        verdict = good_round(answers, self.probe.need)
-        if verdict is None:
+        judgement = good_round(answers, self.probe.need)
+        if judgement is None:
             self.bad = self.good = 0
             self.alive = False
-        elif verdict:
+        elif judgement:
             if self.silent:
                 # What was lost while the path was dead says nothing of how it is now.
                 self._windows.clear()
@@ -307,8 +307,8 @@ class Health:
         return max(self.hold_ms - well_ms, 0.0)
 
     @property
-    def verdict(self) -> Verdict:
-        return Verdict(_CONDITIONS[self.state], self.why)
+    def judgement(self) -> Judgement:
+        return Judgement(_CONDITIONS[self.state], self.why)
 
     def _take(self, sign: Sign, why: str, now_ms: float) -> None:
         after = TABLE.get((self.state, sign))
@@ -345,16 +345,16 @@ def _silence(tally: Tally) -> str:
     return said + ("; the gateway answers" if gateway.rtt_ms is not None else ", nor the gateway")
 
 
-def verdicts(ways: Mapping[Family, Health]) -> dict[Family, Verdict]:
-    """The verdict on each family of one link.
+def judgements(ways: Mapping[Family, Health]) -> dict[Family, Judgement]:
+    """The judgement on each family of one link.
 
     A family that has no targets beyond the gateway of its own follows the other one's.
     """
-    found = {family: health.verdict for family, health in ways.items()}
+    found = {family: health.judgement for family, health in ways.items()}
     for family, health in ways.items():
         for other in ways.values():
             if other.judged and health.follows and State.CUT not in (health.state, other.state):
-                found[family] = other.verdict
+                found[family] = other.judgement
     return found
 
 
@@ -368,9 +368,9 @@ def doubts(ways: Mapping[Family, Health]) -> set[Family]:
 
 
 def published(
-    before: Verdicts, found: Verdicts, doubtful: Collection[tuple[str, Family]]
-) -> dict[tuple[str, Family], Verdict]:
-    """The verdicts that are acted upon: `found`, but that one waits where all are in doubt.
+    before: Judgements, found: Judgements, doubtful: Collection[tuple[str, Family]]
+) -> dict[tuple[str, Family], Judgement]:
+    """The judgements that are acted upon: `found`, but that one waits where all are in doubt.
 
     If the targets themselves are dead, all links fall silent within a moment. Were the first one
     left at once, its connections would be forgotten for nothing. So what falls silent waits while
@@ -381,16 +381,16 @@ def published(
     for family in FAMILIES:
         fell = [
             way
-            for way, verdict in found.items()
+            for way, judgement in found.items()
             if way[1] == family
-            and verdict.condition is Condition.SILENT
+            and judgement.condition is Condition.SILENT
             and way in before
             and before[way].condition is Condition.LIVING
         ]
         others = [
             way
-            for way, verdict in found.items()
-            if way[1] == family and verdict.condition is Condition.LIVING
+            for way, judgement in found.items()
+            if way[1] == family and judgement.condition is Condition.LIVING
         ]
         if others and all(way in doubtful for way in others):
             after.update((way, before[way]) for way in fell)

@@ -34,14 +34,14 @@ class Condition(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Judgement:
     """What health makes of a way, and why, in words; LIVING without a reason."""
 
     condition: Condition
     why: str = ""
 
 
-Verdicts = Mapping[tuple[str, Family], Verdict]
+Judgements = Mapping[tuple[str, Family], Judgement]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,31 +107,31 @@ def link_states(config: Config, facts: Facts) -> dict[str, LinkState]:
 
 
 def judged(
-    states: Mapping[str, LinkState], verdicts: Verdicts, drained: Collection[str]
+    states: Mapping[str, LinkState], judgements: Judgements, drained: Collection[str]
 ) -> dict[str, LinkState]:
     """The same states after health and the operator had their say.
 
-    What has no verdict yet is believed to be well.
+    What has no judgement yet is believed to be well.
     """
     return {
         name: LinkState(
             name,
             (
-                _judged(state.way(4), verdicts.get((name, 4)), name in drained),
-                _judged(state.way(6), verdicts.get((name, 6)), name in drained),
+                _judged(state.way(4), judgements.get((name, 4)), name in drained),
+                _judged(state.way(6), judgements.get((name, 6)), name in drained),
             ),
         )
         for name, state in states.items()
     }
 
 
-def _judged(way: Way, verdict: Verdict | None, drained: bool) -> Way:
+def _judged(way: Way, judgement: Judgement | None, drained: bool) -> Way:
     if not way.alive:
         return way
-    if verdict is not None and verdict.condition is not Condition.LIVING:
+    if judgement is not None and judgement.condition is not Condition.LIVING:
         # Cut means that the carrier came back after health was asked.
-        condition = max(verdict.condition, Condition.SILENT)
-        return replace(way, condition=condition, why=verdict.why)
+        condition = max(judgement.condition, Condition.SILENT)
+        return replace(way, condition=condition, why=judgement.why)
     if drained:
         return replace(way, condition=Condition.DRAINED, why="drained by hand")
     return way

@@ -12,6 +12,8 @@ LEAST_ROUNDS = 20
 
 LEAST_TIMEOUT_MS = 500.0
 MOST_TIMEOUT_MS = 5_000.0
+# However steady a round trip was, the next one may be a little longer.
+LEAST_SLACK_MS = 100.0
 # Whoever has been silent for so long tells no more how long to wait for the others.
 FRESH_MS = 60_000.0
 
@@ -39,7 +41,7 @@ class RoundTrip:
         """How long to wait for an answer; None when nothing was heard lately."""
         if self._smooth_ms is None or self.heard_ms is None or now_ms - self.heard_ms > FRESH_MS:
             return None
-        return self._smooth_ms + 4 * self._variation_ms
+        return self._smooth_ms + max(4 * self._variation_ms, LEAST_SLACK_MS)
 
 
 def timeout_ms(targets: Iterable[RoundTrip], now_ms: float) -> float:

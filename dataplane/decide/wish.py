@@ -15,7 +15,7 @@ from dataplane.decide.balance import (
     without,
 )
 from dataplane.decide.facts import Facts, Family
-from dataplane.decide.liveness import Condition, LinkState, Verdicts, judged, link_states
+from dataplane.decide.liveness import Condition, Judgements, LinkState, judged, link_states
 from dataplane.decide.plan import Plan, make_plan
 from dataplane.decide.slots import SlotTable
 
@@ -78,7 +78,7 @@ def make_wish(
     running: SlotTable | None,
     *,
     states: Mapping[str, LinkState] | None = None,
-    verdicts: Verdicts | None = None,
+    judgements: Judgements | None = None,
     drained: Collection[str] = (),
     served: Mapping[Family, frozenset[str]] | None = None,
 ) -> Wish:
@@ -86,11 +86,11 @@ def make_wish(
 
     `known_ids` and `running` are what an earlier start or file left: numbers stay, and the home
     table moves as little as the file demands. `states` are judged from the facts if not given,
-    with health's `verdicts` and the names of `drained` links. `served` is the `serving` of the
+    with health's `judgements` and the names of `drained` links. `served` is the `serving` of the
     wish before this one.
     """
     if states is None:
-        states = judged(link_states(config, facts), verdicts or {}, drained)
+        states = judged(link_states(config, facts), judgements or {}, drained)
     home = home_table(config, running)
     last = Marks(config.mark_mask).last_link
     ids = number_links([link.name for link in config.links], known_ids, last)

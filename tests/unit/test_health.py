@@ -21,10 +21,10 @@ from dataplane.decide.health import (
     State,
     doubts,
     good_round,
+    judgements,
     published,
-    verdicts,
 )
-from dataplane.decide.liveness import Condition, Verdict
+from dataplane.decide.liveness import Condition, Judgement
 from dataplane.decide.quality import LEAST_ROUNDS, WINDOW_ROUNDS
 
 PROBE = Probe()
@@ -135,11 +135,11 @@ def test_what_cannot_be_asked_says_nothing() -> None:
 def test_a_carrier_that_comes_back_has_to_prove_itself() -> None:
     way = Clocked()
     way.health.cut("no carrier", way.now_ms)
-    assert way.health.verdict.condition is Condition.CUT
+    assert way.health.judgement.condition is Condition.CUT
     assert way.rounds(10, GOOD) is State.CUT, "what arrives late is no news"
     way.health.joined(way.now_ms)
     assert way.health.state is State.RETURNING
-    assert way.health.verdict.condition is Condition.SILENT
+    assert way.health.judgement.condition is Condition.SILENT
     assert way.rounds(4, GOOD) is State.RETURNING
     assert way.rounds(1, GOOD) is State.UP
 
@@ -259,7 +259,7 @@ def test_loss_has_two_thresholds() -> None:
     assert way.rounds(round(WINDOW_ROUNDS * 0.3), lost_one) is State.UP
     assert way.rounds(1, lost_one) is State.POOR
     assert way.health.why == "32% of the answers are lost, more than 30%"
-    assert way.health.verdict.condition is Condition.POOR
+    assert way.health.judgement.condition is Condition.POOR
     # 19 of 60 are lost; they leave the window behind the good ones, until 6 are left.
     kept = WINDOW_ROUNDS - 19
     assert way.rounds(kept + 12, GOOD) is State.POOR
@@ -293,28 +293,28 @@ def test_a_family_without_targets_follows_the_other() -> None:
     four, six = Clocked(), Clocked()
     six.rounds(1, answers())
     four.rounds(3, BAD)
-    assert verdicts({4: four.health, 6: six.health}) == {
-        4: four.health.verdict,
-        6: four.health.verdict,
+    assert judgements({4: four.health, 6: six.health}) == {
+        4: four.health.judgement,
+        6: four.health.judgement,
     }
     fresh = Clocked()
     fresh.health.cut("no carrier", fresh.now_ms)
     fresh.health.joined(fresh.now_ms)
     four.rounds(5, GOOD)
-    found = verdicts({4: four.health, 6: fresh.health})[6]
+    found = judgements({4: four.health, 6: fresh.health})[6]
     assert found.condition is Condition.SILENT, "before the first round, nobody knows"
     four.rounds(3, BAD)
     six.health.cut("no IPv6 address", six.now_ms)
-    assert verdicts({4: four.health, 6: six.health})[6].condition is Condition.CUT
+    assert judgements({4: four.health, 6: six.health})[6].condition is Condition.CUT
     four.health.cut("no IPv4 address", four.now_ms)
     six.health.joined(six.now_ms)
     six.rounds(5, answers())
-    assert verdicts({4: four.health, 6: six.health})[6].condition is Condition.LIVING
+    assert judgements({4: four.health, 6: six.health})[6].condition is Condition.LIVING
 
 
-UP, GONE = Verdict(Condition.LIVING), Verdict(Condition.SILENT, "no answer")
+UP, GONE = Judgement(Condition.LIVING), Judgement(Condition.SILENT, "no answer")
 A4, B4, C4, B6 = ("a", 4), ("b", 4), ("c", 4), ("b", 6)
-Ways = dict[tuple[str, Family], Verdict]
+Ways = dict[tuple[str, Family], Judgement]
 
 
 @pytest.mark.parametrize(
@@ -367,7 +367,7 @@ def test_all_probes_have_to_agree() -> None:
 def test_what_was_silent_before_a_restart_is_not_believed() -> None:
     health = Health([PROBE], 0, silent=True)
     health.joined(0)
-    assert health.verdict.condition is Condition.SILENT
+    assert health.judgement.condition is Condition.SILENT
     for _ in range(5):
         health.heard(0, GOOD, 0)
     assert health.state is State.UP
@@ -445,7 +445,7 @@ class AnyLife(RuleBasedStateMachine):
 
     @invariant()
     def one_condition(self) -> None:
-        alive = self.health.verdict.condition is Condition.LIVING
+        alive = self.health.judgement.condition is Condition.LIVING
         assert alive == (self.health.state in (State.UP, State.NEW))
         assert alive == (self.health.why == "")
 

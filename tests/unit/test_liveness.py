@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from dataplane.config.load import read
 from dataplane.decide.liveness import (
     Condition,
+    Judgement,
     LinkState,
-    Verdict,
     Way,
     judged,
     link_states,
@@ -87,22 +87,22 @@ CONFIG = read(two(), "evenlink.toml")
 
 def test_health_and_the_operator_have_their_say() -> None:
     plain = link_states(CONFIG, MACHINE)
-    silent = Verdict(Condition.SILENT, "no answer")
+    silent = Judgement(Condition.SILENT, "no answer")
     found = judged(plain, {("isp-a", 4): silent}, {"isp-b"})
     assert found["isp-a"].way(4).condition is Condition.SILENT
     assert found["isp-a"].way(6).alive
     assert found["isp-a"].alive
     assert found["isp-b"].drained
     assert found["isp-b"].why == "drained by hand"
-    # A verdict from when it was cut is not proof that it is cut now, nor that it is well.
-    cut = judged(plain, {("isp-a", 4): Verdict(Condition.CUT, "no carrier")}, ())
+    # A judgement from when it was cut is not proof that it is cut now, nor that it is well.
+    cut = judged(plain, {("isp-a", 4): Judgement(Condition.CUT, "no carrier")}, ())
     assert cut["isp-a"].way(4).condition is Condition.SILENT
 
 
 def test_the_machine_has_the_last_word() -> None:
     down = replace(interface("wan1", 2, "192.0.2.2/24", "2001:db8:1::2/64"), carrier=False)
     plain = link_states(CONFIG, with_interface(down))
-    living = {("isp-a", family): Verdict(Condition.LIVING) for family in (4, 6)}
+    living = {("isp-a", family): Judgement(Condition.LIVING) for family in (4, 6)}
     assert not judged(plain, living, ())["isp-a"].alive  # type: ignore[arg-type]
 
 
@@ -118,9 +118,9 @@ def test_a_gateway_out_of_reach_keeps_its_link_out() -> None:
 
 def test_what_keeps_its_connections() -> None:
     """A drained link does, the last one does; one that lost its slots to another does not."""
-    silent = Verdict(Condition.SILENT, "no answer")
+    silent = Judgement(Condition.SILENT, "no answer")
     both = {(name, family): silent for name in ("isp-a", "isp-b") for family in (4, 6)}
-    first = make_wish(CONFIG, MACHINE, KEY, {}, None, verdicts={("isp-b", 4): silent})
+    first = make_wish(CONFIG, MACHINE, KEY, {}, None, judgements={("isp-b", 4): silent})
     assert first.serving[4] == {"isp-a"}
     assert not first.keeps("isp-b", 4)
     assert first.keeps("isp-b", 6)
@@ -130,7 +130,7 @@ def test_what_keeps_its_connections() -> None:
         KEY,
         first.ids,
         first.home,
-        verdicts=both,  # type: ignore[arg-type]
+        judgements=both,  # type: ignore[arg-type]
         served=first.serving,
     )
     assert last.serving[4] == {"isp-a"}, "the last one stays"

@@ -1,12 +1,12 @@
-"""Links that are watched: when a verdict is published, and what begins their probes anew."""
+"""Links that are watched: when a judgement is published, and what begins their probes anew."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 
 import pytest
 
@@ -67,8 +67,10 @@ class Machine:
 
     @property
     def conditions(self) -> dict[str, Condition]:
-        found = self.watch.verdicts()
-        return {name: verdict.condition for (name, family), verdict in found.items() if family == 4}
+        found = self.watch.judgements()
+        return {
+            name: judgement.condition for (name, family), judgement in found.items() if family == 4
+        }
 
     def look(self) -> None:
         facts = Facts(tuple(self.interfaces.values()), native_queue=True)
@@ -116,7 +118,7 @@ def world(false: tuple[World, Names]) -> World:
     return false[0]
 
 
-def dead(**since: int) -> object:
+def dead(**since: int) -> Callable[[str, Address, int], Heard]:
     """A path by which nobody answers from then on, by interface."""
 
     def path(interface: str, _: Address, at: int) -> Heard:
@@ -182,7 +184,7 @@ def test_asking_begins_when_it_is_served(world: World) -> None:
         assert world.asked == []
         machine.serve()
         machine.serve()
-        await until_ms(2000)
+        await until_ms(2400)
         assert world.rounds() == [1000, 1500, 2000]
         assert [one.by.mark for one in world.made] == [1 << 24]
         machine.watch.close()
@@ -240,6 +242,25 @@ def test_an_interface_that_goes_and_comes_back(world: World) -> None:
             await until_ms(10_000)
             assert world.open() == 1
             assert machine.published[1:] == [(5000, {"a": SILENT}), (7020, {"a": LIVING})]
+
+    clocked(work)
+
+
+def test_the_other_family_does_not_unlearn_the_round_trip(world: World) -> None:
+    """A link that is known to be slow stays up when its IPv6 gateway comes and goes."""
+    world.path = lambda *_: 2000.0
+
+    async def work() -> None:
+        async with watched(A) as machine:
+            machine.config = replace(machine.config, ipv6=True)
+            await until_ms(60_000)
+            machine.published.clear()
+            addresses = (IPv6Interface("2001:db8::7/64"),)
+            for at, gateway in ((60_000, IPv6Address("fe80::1")), (90_000, None)):
+                await until_ms(at)
+                machine.becomes("up-a", addresses6=addresses, learned_gateway6=gateway)
+            await until_ms(120_000)
+            assert {found["a"] for _, found in machine.published} == {LIVING}
 
     clocked(work)
 
@@ -333,7 +354,7 @@ def test_a_link_that_cannot_be_watched_does_not_keep_the_others(world: World) ->
 
 
 def test_closing_leaves_nothing(world: World) -> None:
-    """While a verdict waits, a hold runs, and rounds are open."""
+    """While a judgement waits, a hold runs, and rounds are open."""
     world.path = dead(a=0, b=500)
 
     async def work() -> None:
