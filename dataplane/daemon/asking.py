@@ -172,7 +172,8 @@ class Asking:
             one.trip.add(rtt_ms, now_ms)
         if asked.closed:
             if rtt_ms is not None:
-                one.said = f"answered too late, after {rtt_ms:.0f} ms"
+                if not one.answered:
+                    one.said = f"answered too late, after {rtt_ms:.0f} ms"
                 asked.answers[one] = rtt_ms
                 self._heard_late(asked, one.family)
             return

@@ -278,14 +278,15 @@ class Health:
             self._take(Sign.STEADY, "", now_ms)
 
     @property
-    def judged(self) -> bool:
-        """Whether targets beyond the gateway of this way's own say how it is."""
-        return any(one.beyond for tally in self.tallies for one in tally.asked or ())
+    def reach(self) -> int:
+        """How far this way's own probes ask: 0 nobody, 1 the gateway, 2 beyond it."""
+        asked = (one for tally in self.tallies for one in tally.asked or ())
+        return max((2 if one.beyond else 1 for one in asked), default=0)
 
-    @property
-    def follows(self) -> bool:
-        """Whether it is known that there are no such targets."""
-        return not self.judged and all(tally.asked is not None for tally in self.tallies)
+    def follows(self, other: Health) -> bool:
+        """Whether it is known that the other one's probes ask further than its own."""
+        known = all(tally.asked is not None for tally in self.tallies)
+        return known and other.reach > self.reach
 
     @property
     def doubtful(self) -> bool:
@@ -348,12 +349,12 @@ def _silence(tally: Tally) -> str:
 def judgements(ways: Mapping[Family, Health]) -> dict[Family, Judgement]:
     """The judgement on each family of one link.
 
-    A family that has no targets beyond the gateway of its own follows the other one's.
+    A family whose probes ask less far than the other one's follows that.
     """
     found = {family: health.judgement for family, health in ways.items()}
     for family, health in ways.items():
         for other in ways.values():
-            if other.judged and health.follows and State.CUT not in (health.state, other.state):
+            if health.follows(other) and State.CUT not in (health.state, other.state):
                 found[family] = other.judgement
     return found
 
@@ -362,7 +363,7 @@ def doubts(ways: Mapping[Family, Health]) -> set[Family]:
     """The families of one link that are up and in doubt; who follows doubts with the other."""
     found = {family for family, health in ways.items() if health.doubtful}
     for family, health in ways.items():
-        if health.follows and any(other.judged and other.doubtful for other in ways.values()):
+        if any(health.follows(other) and other.doubtful for other in ways.values()):
             found.add(family)
     return found
 

@@ -6,6 +6,7 @@ and the NFQUEUE rules by their comment, so that clean-up needs no memory.
 
 Order of the ip rules (why each stands where it stands is in docs/design/0004-packet-path.md):
 
+    29700+ sockets bound to an interface of several links, with one's mark -> its table
     30000  main without its default routes: connected networks and specific routes
     30001  ask      -> unreachable: lets the exempt step ask "has main a specific route?"
     30002  main     -> main
@@ -38,6 +39,7 @@ MAIN_TABLE = 254
 # The worst metric there is: a table that lost its route must not fall through to another.
 UNREACHABLE_METRIC = 4294967295
 
+PRIORITY_PROBE = 29700
 PRIORITY_SPECIFIC = 30000
 PRIORITY_ASK = 30001
 PRIORITY_MAIN = 30002
@@ -375,8 +377,14 @@ def _rules(
     for place, mark in enumerate(config.exempt_marks):
         rules.append(Rule(family, PRIORITY_EXEMPT + place, MAIN_TABLE, mark, 0xFFFFFFFF))
     for planned in links:
-        if not planned.shared:
-            interface = planned.link.interface
+        interface = planned.link.interface
+        if planned.shared:
+            # Probes: a route of main by this interface may be the other link's.
+            probe = PRIORITY_PROBE + planned.id
+            rules.append(
+                Rule(family, probe, planned.table, planned.mark, marks.mask, "", interface)
+            )
+        else:
             bound = PRIORITY_BOUND + planned.id
             rules.append(Rule(family, bound, planned.table, bound_interface=interface))
         marked = PRIORITY_MARK + planned.id

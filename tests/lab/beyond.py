@@ -18,10 +18,10 @@ from tests.lab.talk import Talk, call, file_with, link_of, status
 KEY = "0123456789abcdef"
 SERVER = "203.0.113.1"
 # Ten rounds a second, where the pace is not what is tested.
-QUICK: Mapping[str, object] = {"interval_ms": 100, "timeout_ms": 200}
+QUICK: Mapping[str, object] = {"interval_ms": 100, "timeout_ms": 200, "up": 3}
 
 
-def probed(lab: Lab, keys: Mapping[str, object], **top: object) -> Path:
+def probed(lab: Lab, keys: Mapping[str, object], **top: Any) -> Path:
     """A file in which isp-b is probed by this alone."""
     made: Path = file_with(lab, sections={"[link.isp-b.probe]": keys}, key=KEY, **top)
     return made
@@ -44,7 +44,7 @@ def is_(daemon: Daemon, state: str, name: str = "isp-b") -> Callable[[], bool]:
 
     def found() -> bool:
         one = link(daemon, name)
-        return one["state"] == state and one["carries"] == whole
+        return (one["state"], one["carries"]) == (state, whole)
 
     return found
 

