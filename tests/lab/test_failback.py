@@ -234,8 +234,14 @@ def test_a_link_returns(two_links: Lab, mode: Mode) -> None:
             stays(lab, talks.datagrams + talks.streams)
             assert not tracked(lab, f"mark={2 << 24}")
         elif mode is Mode.KILL:
-            assert back.step()
-            assert not entries(lab) & {talk.ports for talk in talks.datagrams + talks.streams}
+            moving = {talk.ports for talk in talks.datagrams + talks.streams}
+
+            def forgotten() -> bool:
+                """A step does a slice of the work: a busy machine needs more than one."""
+                back.step()
+                return not entries(lab) & moving
+
+            eventually(forgotten)
             # Forgotten ones of these would come back by the same link, so traffic does not tell.
             assert entries(lab) >= {talk.ports for talk in talks.survivors + talks.fixed}
             eventually(lambda: not back.step())

@@ -164,7 +164,7 @@ def questions(lab: Lab) -> list[str]:
 def test_nothing_comes_back_on_a_dead_link_under_load(two_links: Lab) -> None:
     """New connections all the time while the link dies, thrice: none is left on it."""
     lab = two_links
-    daemon = lab.run(lab.file(key=KEY))
+    daemon = lab.run(lab.file(key=KEY, probe={"hold_ms": 0}))
     over = threading.Event()
     sent = [0]
 
