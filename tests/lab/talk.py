@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from ipaddress import ip_address
+from itertools import product
 from pathlib import Path
 from typing import Any, Self
 
@@ -157,6 +158,29 @@ def call(lab: Lab, target: Address, protocol: str = "udp", **more: Any) -> Talk:
         more.pop("source", None) or lab.topology.lans[0].clients(6 if target.version == 6 else 4)[0]
     )
     return Talk(lab.client, source, lab.server, target, protocol=protocol, **more)
+
+
+def talks(lab: Lab, protocol: str) -> dict[str, list[Talk]]:
+    """One conversation a pair, of both families, by its link, isp-a or isp-b."""
+    found: dict[str, list[Talk]] = {"isp-a": [], "isp-b": []}
+    for family in (4, 6):
+        pairs = product(lab.topology.lans[0].clients(family), lab.topology.serving(family))
+        for source, target in pairs:
+            talk = call(lab, target, protocol, source=source)
+            found[link_of(lab, talk.goes_on())].append(talk)
+    return found
+
+
+def flows_again(talk: Talk) -> bool:
+    """Whether question and answer get through now, from whatever source."""
+    talk.peer = None
+    try:
+        talk.near.settimeout(0.3)
+        talk.far.settimeout(0.3)
+        talk.goes_on()
+    except OSError:
+        return False
+    return True
 
 
 def status(daemon: Daemon) -> dict[str, Any]:

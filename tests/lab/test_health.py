@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from ipaddress import ip_address
-from itertools import product
 from typing import Any
 
 import pytest
@@ -20,12 +19,13 @@ from tests.lab.beyond import asked
 from tests.lab.conftest import TWO_LINKS, MakeLab
 from tests.lab.talk import (
     Talk,
-    call,
     eventually,
     file_with,
+    flows_again,
     link_of,
     rightful_sources,
     status,
+    talks,
     tracked,
 )
 
@@ -58,29 +58,6 @@ def is_up(daemon: Daemon, name: str = "isp-b") -> Callable[[], bool]:
 
 def questions(lab: Lab) -> list[str]:
     return [f"{source} {target} udp 1 2" for source, target in lab.topology.pairs()]
-
-
-def talks(lab: Lab, protocol: str) -> dict[str, list[Talk]]:
-    """One conversation a pair, of both families, by link."""
-    found: dict[str, list[Talk]] = {"isp-a": [], "isp-b": []}
-    for family in (4, 6):
-        pairs = product(lab.topology.lans[0].clients(family), lab.topology.serving(family))
-        for source, target in pairs:
-            talk = call(lab, target, protocol, source=source)
-            found[link_of(lab, talk.goes_on())].append(talk)
-    return found
-
-
-def flows_again(talk: Talk) -> bool:
-    """Whether question and answer get through now, from whatever source."""
-    talk.peer = None
-    try:
-        talk.near.settimeout(0.3)
-        talk.far.settimeout(0.3)
-        talk.goes_on()
-    except OSError:
-        return False
-    return True
 
 
 @pytest.mark.parametrize("nat", ["masquerade", "snat"])

@@ -11,7 +11,6 @@ import struct
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from itertools import product
 
 import pytest
 
@@ -22,9 +21,11 @@ from tests.lab.talk import (
     call,
     counted,
     eventually,
+    flows_again,
     link_of,
     rightful_sources,
     status,
+    talks,
     tracked,
 )
 
@@ -78,29 +79,6 @@ def is_back(daemon: Daemon) -> bool:
     return alive(daemon)["isp-b"] == ["ipv4", "ipv6"]
 
 
-def talks(lab: Lab, protocol: str) -> dict[str, list[Talk]]:
-    """One conversation a pair, of both families, by link."""
-    found: dict[str, list[Talk]] = {"isp-a": [], "isp-b": []}
-    for family in (4, 6):
-        pairs = product(lab.topology.lans[0].clients(family), lab.topology.serving(family))
-        for source, target in pairs:
-            talk = call(lab, target, protocol, source=source)
-            found[link_of(lab, talk.goes_on())].append(talk)
-    return found
-
-
-def says_again(talk: Talk) -> bool:
-    """Whether the far side hears it now, from whatever peer."""
-    talk.peer = None
-    try:
-        talk.near.settimeout(0.3)
-        talk.far.settimeout(0.3)
-        talk.goes_on()
-    except OSError:
-        return False
-    return True
-
-
 def broken(talk: Talk) -> bool:
     """Whether the near side of a TCP connection has been told that it is over."""
     talk.near.settimeout(0.3)
@@ -133,7 +111,7 @@ def test_a_link_dies_and_returns(two_links: Lab, kill: Switch, revive: Switch) -
         # Forgotten, and nothing that was on its way brought one back.
         eventually(lambda: not tracked(lab, f"mark={2 << 24}"))
         for talk in datagrams["isp-b"]:
-            eventually(lambda talk=talk: says_again(talk), "UDP moves")  # type: ignore[misc]
+            eventually(lambda talk=talk: flows_again(talk), "UDP moves")  # type: ignore[misc]
             assert link_of(lab, talk.says()) == "isp-a"
             talk.answers()
         for talk in streams["isp-b"]:
@@ -236,7 +214,7 @@ def test_a_table_that_lost_its_route_does_not_fall_through(two_links: Lab, famil
         version = socket.AF_INET if family == 4 else socket.AF_INET6
         lost = [talk for talk in found["isp-b"] if talk.near.family == version]
         for talk in lost[:4]:
-            assert not says_again(talk)
+            assert not flows_again(talk)
         for talk in found["isp-a"]:
             assert link_of(lab, talk.goes_on()) == "isp-a"
         address = lab.topology.link("isp-b").address(family)
