@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from fractions import Fraction
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple, Self
 
 
 class Fields(StrEnum):
@@ -28,6 +30,20 @@ class Method(StrEnum):
     """How a group picks a link for a new connection."""
 
     PCC = "pcc"
+    NTH = "nth"
+    RANDOM = "random"
+    ECMP = "ecmp"
+    FAILOVER = "failover"
+    OVERFLOW = "overflow"
+    LEAST_USED = "least-used"
+    LOWEST_LATENCY = "lowest-latency"
+
+
+class Sticky(StrEnum):
+    """Whose new connections go where the last one went, for a time."""
+
+    PAIR = "pair"
+    SOURCE = "source"
 
 
 class Nat(StrEnum):
@@ -164,13 +180,140 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Links used together, with a method. `[balance]` is the group named "default"."""
+    """Links used together, with a method. `[balance]` is the group named "default".
+
+    `links` are in the order of preference. With `sticky`, connections that begin within
+    `sticky_ms` of the last one follow it. `full` is the part of its capacity, 0 to 1, from which
+    overflow calls a link full; `margin_ms` is by how much another link must answer sooner before
+    lowest-latency changes to it. `failback` None leaves it to each link.
+    """
 
     name: str
     links: tuple[str, ...]
     method: Method = Method.PCC
     fields: Fields = Fields.BOTH_ADDRESSES
     symmetric: bool = False
+    sticky: Sticky | None = None
+    sticky_ms: int = 600_000
+    full: float = 0.9
+    margin_ms: int = 10
+    failback: Failback | None = None
+
+
+DEFAULT_GROUP = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Ranges of addresses, in no order; they may overlap.
+
+    Packed in the machine's own byte order, since a list may hold a million: `ranges4` as pairs of
+    32-bit numbers (first, last), `ranges6` as four 64-bit numbers each (the halves of the first
+    address, the high one before the low one, then those of the last). Both ends are included.
+    """
+
+    ranges4: bytes = b""
+    ranges6: bytes = b""
+
+    def __bool__(self) -> bool:
+        return bool(self.ranges4 or self.ranges6)
+
+    @classmethod
+    def of(
+        cls, spans: Iterable[tuple[IPv4Address | IPv6Address, IPv4Address | IPv6Address]]
+    ) -> Self:
+        """The ranges from each first to each last address, which are of one family."""
+        packed4, packed6 = array("I"), array("Q")
+        for first, last in spans:
+            if first.version == 4:
+                packed4.extend((int(first), int(last)))
+            else:
+                for end in (int(first), int(last)):
+                    packed6.extend((end >> 64, end & _LOW_HALF))
+        return cls(packed4.tobytes(), packed6.tobytes())
+
+    def spans4(self) -> Iterator[tuple[int, int]]:
+        """First and last addresses of the IPv4 ranges, as numbers."""
+        numbers = iter(memoryview(self.ranges4).cast("I"))
+        return zip(numbers, numbers, strict=True)
+
+    def spans6(self) -> Iterator[tuple[int, int]]:
+        """The same of the IPv6 ranges."""
+        halves = iter(memoryview(self.ranges6).cast("Q"))
+        for high, low, last_high, last_low in zip(halves, halves, halves, halves, strict=True):
+            yield high << 64 | low, last_high << 64 | last_low
+
+
+_LOW_HALF = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class AddressList:
+    """A list by its name. `addresses` and `names` hold all of it, what its files say too.
+
+    `names` are domain names, and wildcards such as "*.example.org". `entries` and `entry_names`
+    are what the table itself says, so that the files alone can be read again; `watch` asks for
+    that whenever one of them changes.
+    """
+
+    name: str
+    addresses: Addresses = Addresses()
+    names: tuple[str, ...] = ()
+    entries: Addresses = Addresses()
+    entry_names: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
+    watch: bool = False
+
+
+class Ports(NamedTuple):
+    """A range of ports, both ends included."""
+
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which addresses a rule takes: those of its own ranges and of lists. Neither: all."""
+
+    addresses: Addresses = Addresses()
+    lists: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.addresses or self.lists)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule of the policy; a condition that is empty holds for everything.
+
+    `number` counts from 1 in the order of the file, and `line` is where the rule begins. `use`
+    names a link, a group, "main" or "reject"; `otherwise` says what happens while all links of
+    `use` are dead: "next" (as if the rule were not there), "default", "reject", or a group.
+    `interfaces` are of the LAN side. `protocols` are IP protocol numbers. `applications` are names
+    as the recogniser has them, in lower case, and `hosts` are host names or wildcards; one of both
+    must hold. `fields` replaces the group's.
+    """
+
+    number: int
+    use: str
+    otherwise: str = DEFAULT_GROUP
+    line: int = 0
+    interfaces: tuple[str, ...] = ()
+    source: Selection = Selection()
+    destination: Selection = Selection()
+    protocols: tuple[int, ...] = ()
+    source_ports: tuple[Ports, ...] = ()
+    destination_ports: tuple[Ports, ...] = ()
+    dscp: tuple[int, ...] = ()
+    applications: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+    fields: Fields | None = None
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return f"rule {self.number}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,14 +334,18 @@ class Config:
     """A whole file that has no faults.
 
     `key` is the 64-bit hash key, or the file that holds it, or None: made at the first start and
-    kept in `state_dir`. `links` is in the order of the file. `on_change` is the command that runs
-    on a transition, empty for none. `hold_ms` is the longest that a flapping link has to answer
-    well before it is taken back.
+    kept in `state_dir`. `links`, `groups`, `lists` and `rules` are in the order of the file;
+    `balance` is the group of what no rule takes. `on_change` is the command that runs on a
+    transition, empty for none. `hold_ms` is the longest that a flapping link has to answer well
+    before it is taken back.
     """
 
     lan: tuple[str, ...]
     links: tuple[Link, ...]
     balance: Group
+    groups: tuple[Group, ...] = ()
+    lists: tuple[AddressList, ...] = ()
+    rules: tuple[Rule, ...] = ()
     key: int | Path | None = None
     mark_mask: int = 0x7F000000
     exempt_marks: tuple[int, ...] = (0xCA6C,)
@@ -219,3 +366,8 @@ class Config:
             if link.name == name:
                 return link
         raise KeyError(name)
+
+    @property
+    def all_groups(self) -> tuple[Group, ...]:
+        """The default group and the named ones."""
+        return (self.balance, *self.groups)
