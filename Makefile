@@ -19,7 +19,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 APT_PACKAGES := build-essential python3-dev python3-venv libnetfilter-queue-dev libxxhash-dev \
 	nftables iptables iproute2 conntrack iperf3 ethtool iputils-ping procps libcap2-bin \
-	util-linux valgrind ca-certificates dnsmasq-base udhcpc openssl
+	util-linux valgrind ca-certificates dnsmasq-base udhcpc openssl libndpi-dev
 
 # Most tests wait for packets and timers: two at a time need little more than half the time.
 JOBS ?= 2
@@ -47,7 +47,8 @@ check: build
 bench: build
 	@$(BIN)/python -m bench all $(ARGS)
 
-# Each part of it lasts MINUTES. Parts and a seed by ARGS: make soak ARGS='flapping --seed 7'
+# Each part of it lasts MINUTES. Parts and a seed by ARGS: make soak ARGS='flapping --seed 7',
+# or ARGS='overflow overflow-short': a constant load must not make the choice swing.
 MINUTES ?= 5
 soak: build
 	@$(BIN)/python -m tests.soak --minutes $(MINUTES) $(ARGS)

@@ -13,14 +13,14 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 
 from bench import native
 from dataplane.config.marks import Marks
 from dataplane.decide.facts import Family
-from dataplane.decide.program import AddressRange, ProgramRule, compile_program
+from dataplane.decide.program import ProgramRule, Slots, compile_program, everywhere
 from dataplane.decide.slots import SLOTS
-from dataplane.hotpath import Classifier, Program
+from dataplane.hotpath import Classifier, Lists, Program
 
 PACKET_BYTES, MOST_BYTES = 64, 1514
 KEY = 0x45_76_65_6E_6C_69_6E_6B
@@ -53,8 +53,9 @@ class Packets:
         return cls(family, count, memoryview(bytearray().join(packets)), memoryview(offsets))
 
     @classmethod
-    def random(cls, family: Family, count: int, into: Sequence[AddressRange] = ()) -> Packets:
-        """Of random addresses; every other one goes to one of the ranges, if there are any."""
+    def random(cls, family: Family, count: int, into: Sequence[tuple[int, int]] = ()) -> Packets:
+        """Of random addresses; every other one goes to one of the ranges (first and last
+        address), if there are any."""
         chance = random.Random(family)
         # Begins with a page: each packet is one line of the cache.
         buffer = mmap.mmap(-1, count * PACKET_BYTES)
@@ -65,7 +66,7 @@ class Packets:
             buffer[at::PACKET_BYTES] = chance.randbytes(count)
         for number in range(0, count if into else 0, 2):
             span, at = chance.choice(into), number * PACKET_BYTES + len(head) + size
-            buffer[at : at + size] = chance.randint(span.first, span.last).to_bytes(size, "big")
+            buffer[at : at + size] = chance.randint(*span).to_bytes(size, "big")
         offsets = array("I", range(0, count * PACKET_BYTES + 1, PACKET_BYTES))
         return cls(family, count, memoryview(buffer), memoryview(offsets))
 
@@ -91,7 +92,7 @@ def slots(links: int) -> bytes:
 
 
 def one_rule(table: bytes) -> ProgramRule:
-    return ProgramRule("all", tables={4: table, 6: table})
+    return ProgramRule("all", everywhere(Slots(table)))
 
 
 def program(table: bytes) -> Program:
@@ -101,16 +102,17 @@ def program(table: bytes) -> Program:
 
 def program_with_lists(
     lists: int, prefixes: int, table: bytes
-) -> tuple[Program, list[AddressRange]]:
+) -> tuple[Program, list[tuple[int, int]]]:
     """As many rules as lists, /24s in all, and one behind them that takes every packet."""
     chance = random.Random(prefixes)
-    spans = [
-        AddressRange(4, at << 8, (at << 8) + 255) for at in chance.sample(range(1 << 24), prefixes)
+    spans = [(at << 8, (at << 8) + 255) for at in chance.sample(range(1 << 24), prefixes)]
+    names = [f"list {number}" for number in range(lists)]
+    packed = [
+        array("I", chain.from_iterable(spans[number::lists])).tobytes() for number in range(lists)
     ]
-    named = {f"list {number}": spans[number::lists] for number in range(lists)}
-    rules = [ProgramRule(name, decision=1, destination=(name,)) for name in named]
-    block = compile_program(marks=MARKS, key=KEY, rules=[*rules, one_rule(table)], lists=named)
-    return Program(block), spans
+    rules = [ProgramRule(name, everywhere(1), destination=(name,)) for name in names]
+    block = compile_program(marks=MARKS, key=KEY, rules=[*rules, one_rule(table)], lists=names)
+    return Program(block, Lists(packed, [b""] * lists)), spans
 
 
 def _marks(packets: Packets) -> memoryview:
@@ -142,7 +144,7 @@ def oracle(packets: Packets, table: bytes) -> Call:
     """Plain Python; ImportError where xxhash or scapy is missing."""
     from tests import reference
 
-    policy = reference.Policy(MARKS, KEY, [one_rule(table)], {})
+    policy = reference.Policy(MARKS, KEY, [one_rule(table)])
     each = list(packets)
     return lambda: [policy.outcome(packet) for packet in each]
 
@@ -151,6 +153,6 @@ def scapy(packets: Packets, table: bytes) -> Call:
     """The oracle, but scapy reads the packet."""
     from tests import reference
 
-    policy = reference.Policy(MARKS, KEY, [one_rule(table)], {})
+    policy = reference.Policy(MARKS, KEY, [one_rule(table)])
     each = list(packets)
     return lambda: [policy.flow_outcome(reference.scapy_flow(packet)) for packet in each]

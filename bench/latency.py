@@ -30,7 +30,7 @@ from bench.turns import Standing, lines, stand
 from dataplane.config.marks import Marks
 from dataplane.config.model import Queue
 from dataplane.daemon.engine import QueueEngine
-from dataplane.decide.program import ProgramRule, compile_program
+from dataplane.decide.program import ProgramRule, Slots, compile_program, everywhere
 from dataplane.decide.slots import SLOTS
 from dataplane.hotpath import Program
 from dataplane.lab.namespaces import PYTHON, LabError
@@ -169,7 +169,7 @@ def _result(options: Options, asleep: _Trips, awake: _Trips, reasons: Mapping[st
 def _serve(spin_us: int) -> None:
     """A process of its own that serves as the daemon's worker does."""
     slots = bytes(1 if slot % 3 == 0 else 2 for slot in range(SLOTS))
-    rule = ProgramRule("default", tables={4: slots, 6: slots})
+    rule = ProgramRule("default", everywhere(Slots(slots)))
     program = Program(compile_program(marks=Marks(), key=1, rules=[rule]))
     QueueEngine(Queue(number=QUEUE, spin_us=spin_us), program).start()
     print("ready", flush=True)

@@ -8,7 +8,7 @@
 #ifndef EVENLINK_BATCH_H
 #define EVENLINK_BATCH_H
 
-#include "program.h"
+#include "decide.h"
 
 enum { BATCH_AHEAD = 32 };
 
@@ -18,6 +18,8 @@ struct batch {
     int wide;
     uint64_t count;
     uint32_t *marks; /* read and replaced */
+    uint32_t interface;
+    struct memory *memory; /* may be NULL */
 };
 
 static inline __attribute__((always_inline)) uint64_t batch_offset(const struct batch *batch,
@@ -88,7 +90,8 @@ static inline int batch_decide(const struct program *program, const struct batch
     struct decision decision;
     enum reason reason = program_classify(program, batch->buffer + batch_offset(batch, at),
                                           batch->buffer + batch_offset(batch, at + 1),
-                                          batch->marks[at], &decision);
+                                          batch->marks[at], batch->interface, batch->memory,
+                                          &decision);
 
     tally_add(tally, reason, &decision);
     batch->marks[at] = decision.mark;
@@ -99,25 +102,30 @@ static inline int batch_decide(const struct program *program, const struct batch
 static inline __attribute__((always_inline)) uint64_t batch_decide_all(
     const struct program *program, const struct batch *batch, struct tally *tally)
 {
-    uint64_t found[PROGRAM_DECISIONS] = {0}, plain = 0, general = 0;
+    uint64_t found[PROGRAM_DECISIONS] = {0}, plain4 = 0, plain6 = 0, general = 0;
 
     for (uint64_t at = 0; at < batch->count;) {
         uint64_t begin = at;
 
         at = batch_decide_plain(program, batch, 4, at, found);
+        plain4 += at - begin;
+        begin = at;
         at = batch_decide_plain(program, batch, 6, at, found);
-        plain += at - begin;
+        plain6 += at - begin;
         for (; at < batch->count && !batch_is_plain(program, batch, at); at++) {
             batch_prefetch(batch, at);
             general += (uint64_t)batch_decide(program, batch, at, tally);
         }
     }
-    add_some(&tally->reasons[REASON_DECIDED], plain);
-    add_some(&tally->rules[0], plain);
+    add_some(&tally->reasons[REASON_DECIDED], plain4 + plain6);
+    if (plain4)
+        add_some(&tally->rules[program->every_rules[0]], plain4);
+    if (plain6)
+        add_some(&tally->rules[program->every_rules[1]], plain6);
     for (int decision = 0; decision < PROGRAM_DECISIONS; decision++)
         if (found[decision])
             add_some(&tally->decisions[decision], found[decision]);
-    return plain + general;
+    return plain4 + plain6 + general;
 }
 
 static inline uint64_t batch_classify(const struct program *program, const struct batch *batch,

@@ -3,12 +3,7 @@
 #ifndef EVENLINK_LOADER_H
 #define EVENLINK_LOADER_H
 
-#include <inttypes.h>
-#include <stdarg.h>
-
-#include "program.h"
-
-enum { LOADER_FAULT_LENGTH = 160 };
+#include "derive.h"
 
 struct loader {
     const uint8_t *block;
@@ -16,48 +11,56 @@ struct loader {
     char *fault;
 };
 
-static inline __attribute__((format(printf, 2, 3))) int loader_refuse(struct loader *loader,
-                                                                      const char *format, ...)
-{
-    va_list arguments;
+#define loader_refuse(loader, ...) fault_say((loader)->fault, __VA_ARGS__)
 
-    va_start(arguments, format);
-    vsnprintf(loader->fault, LOADER_FAULT_LENGTH, format, arguments);
-    va_end(arguments);
-    return -1;
+static inline const void *loader_section(const struct loader *loader, enum program_section section)
+{
+    return loader->block + loader->header->sections[section].offset;
+}
+
+static inline uint64_t loader_count(const struct loader *loader, enum program_section section)
+{
+    return loader->header->sections[section].count;
 }
 
 static inline int loader_sections(struct loader *loader)
 {
-    static const struct {
-        const char *name;
-        uint64_t item;
-    } kinds[SECTION_COUNT] = {
-        [SECTION_RULES] = {"rules", sizeof(struct rule)},
-        [SECTION_TABLES] = {"tables", PROGRAM_SLOTS},
-        [SECTION_SETS] = {"sets", sizeof(uint64_t)}, /* times set_words */
-        [SECTION_V4_STARTS] = {"v4 starts", sizeof(uint32_t)},
-        [SECTION_V4_SETS] = {"v4 sets", sizeof(uint32_t)},
-        [SECTION_V4_INDEX] = {"v4 index", sizeof(uint32_t)},
-        [SECTION_V6_STARTS] = {"v6 starts", sizeof(struct address6)},
-        [SECTION_V6_SETS] = {"v6 sets", sizeof(uint32_t)},
-        [SECTION_V6_INDEX] = {"v6 index", sizeof(uint32_t)},
-    };
     const struct program_header *header = loader->header;
+    const struct {
+        const char *name;
+        uint64_t item, most;
+    } kinds[SECTION_COUNT] = {
+        [SECTION_RULES] = {"rules", sizeof(struct rule), PROGRAM_MAX_RULES},
+        [SECTION_TABLES] = {"tables", PROGRAM_SLOTS, 2 * PROGRAM_MAX_RULES},
+        [SECTION_DRAWINGS] = {"drawings", sizeof(struct drawing), MEMORY_DRAWS},
+        [SECTION_LINKS] = {"links", sizeof(struct draw_link), UINT32_MAX - 1},
+        [SECTION_VECTORS] = {"vectors", sizeof(uint64_t) * header->words, UINT32_MAX - 1},
+        [SECTION_INTERFACES] = {"interfaces", sizeof(struct step), UINT32_MAX - 1},
+        [SECTION_PROTOCOLS] = {"protocols", sizeof(uint32_t), 256},
+        [SECTION_DSCP] = {"dscp", sizeof(uint32_t), 64},
+        [SECTION_SOURCE_PORTS] = {"source ports", sizeof(struct step), 65536},
+        [SECTION_DESTINATION_PORTS] = {"destination ports", sizeof(struct step), 65536},
+        [SECTION_SOURCES] = {"sources", sizeof(uint32_t), LISTS_MOST},
+        [SECTION_DESTINATIONS] = {"destinations", sizeof(uint32_t), LISTS_MOST},
+        [SECTION_APPLICATIONS] = {"applications", sizeof(uint32_t), PROGRAM_MAX_MEMBERS},
+    };
 
     for (int at = 0; at < SECTION_COUNT; at++) {
         uint64_t offset = header->sections[at].offset, count = header->sections[at].count;
-        uint64_t item = kinds[at].item * (at == SECTION_SETS ? header->set_words : 1);
 
         if (offset % PROGRAM_ALIGNMENT || offset < sizeof *header || offset > header->size)
             return loader_refuse(loader, "section %s: offset %" PRIu64 " is not in the block",
                                  kinds[at].name, offset);
-        if (count > (header->size - offset) / item)
+        if (count > kinds[at].most)
+            return loader_refuse(loader, "section %s: %" PRIu64 " entries, legal are 0 to %" PRIu64,
+                                 kinds[at].name, count, kinds[at].most);
+        if (kinds[at].item && count > (header->size - offset) / kinds[at].item)
             return loader_refuse(loader, "section %s: %" PRIu64 " entries do not fit in the block",
                                  kinds[at].name, count);
-        if (count > UINT32_MAX - 1)
-            return loader_refuse(loader, "section %s: more than 2^32 entries", kinds[at].name);
     }
+    if (header->words != (loader_count(loader, SECTION_RULES) + 63) / 64)
+        return loader_refuse(loader, "vectors of %u words for %" PRIu64 " rules", header->words,
+                             loader_count(loader, SECTION_RULES));
     return 0;
 }
 
@@ -74,8 +77,6 @@ static inline int loader_header(struct loader *loader, uint64_t size)
     if (header->size != size)
         return loader_refuse(loader, "the header says %" PRIu64 " bytes, there are %" PRIu64,
                              header->size, size);
-    if (header->reserved)
-        return loader_refuse(loader, "a reserved field of the header is not zero");
 
     /* One run of at least four bits: Marks in dataplane/config/marks.py says what they mean. */
     uint32_t mask = header->mark_mask;
@@ -84,9 +85,13 @@ static inline int loader_header(struct loader *loader, uint64_t size)
         || (mask >> header->mark_shift) < 15)
         return loader_refuse(loader, "mark mask %#x with shift %u is not one run of 4 bits or more",
                              mask, header->mark_shift);
-    if (header->set_words < 1 || header->set_words > PROGRAM_MAX_SET_WORDS)
-        return loader_refuse(loader, "sets of %u words, legal are 1 to %d", header->set_words,
-                             PROGRAM_MAX_SET_WORDS);
+    if (header->words > PROGRAM_MAX_WORDS)
+        return loader_refuse(loader, "vectors of %u words, legal are 0 to %d", header->words,
+                             PROGRAM_MAX_WORDS);
+    if (header->list_count > LISTS_MOST || header->application_count > PROGRAM_MAX_MEMBERS)
+        return loader_refuse(loader, "%u lists and %u applications, legal are %d and %d",
+                             header->list_count, header->application_count, LISTS_MOST,
+                             PROGRAM_MAX_MEMBERS);
     return loader_sections(loader);
 }
 
@@ -102,160 +107,237 @@ static inline void loader_legal_decisions(const struct program_header *header, u
     legal[values - 2] = legal[values - 1] = 1;
 }
 
-static inline int loader_decisions(struct loader *loader, const struct program *program,
-                                   uint64_t tables, uint64_t sets)
+static inline int loader_action(struct loader *loader, uint64_t rule, const struct action *action,
+                                const uint8_t *legal)
 {
-    uint8_t legal[256];
+    uint64_t numbers = action->kind == ACTION_SLOTS ? loader_count(loader, SECTION_TABLES)
+                       : action->kind >= ACTION_NTH ? loader_count(loader, SECTION_DRAWINGS)
+                                                    : 1;
 
-    loader_legal_decisions(loader->header, legal);
-    for (uint32_t at = 0; at < program->rule_count; at++) {
-        const struct rule *rule = &program->rules[at];
+    if (action->kind >= ACTION_KINDS)
+        return loader_refuse(loader, "rule %" PRIu64 ": action %u", rule, action->kind);
+    if (action->number >= numbers)
+        return loader_refuse(loader, "rule %" PRIu64 ": %s %u of %" PRIu64, rule,
+                             action->kind == ACTION_SLOTS ? "slot table" : "drawing",
+                             action->number, numbers);
+    if (action->fields >= FIELDS_COUNT || action->symmetric > 1)
+        return loader_refuse(loader, "rule %" PRIu64 ": fields %u, symmetric %u", rule,
+                             action->fields, action->symmetric);
+    if (action->kind == ACTION_FIXED ? !legal[action->decision] : action->decision)
+        return loader_refuse(loader, "rule %" PRIu64 ": %u is not a decision", rule,
+                             action->decision);
+    for (int decision = 0; decision < PROGRAM_DECISIONS; decision++)
+        if (action_allows(action, (uint8_t)decision) && !legal[decision])
+            return loader_refuse(loader, "rule %" PRIu64 ": it allows %d, which is not a decision",
+                                 rule, decision);
+    if (action->reserved)
+        return loader_refuse(loader, "rule %" PRIu64 ": a reserved field is not zero", rule);
+    return 0;
+}
+
+static inline int loader_rules(struct loader *loader, const uint8_t *legal)
+{
+    const struct rule *rules = loader_section(loader, SECTION_RULES);
+
+    for (uint64_t at = 0; at < loader_count(loader, SECTION_RULES); at++) {
+        const struct rule *rule = &rules[at];
 
         for (int family = 0; family < 2; family++)
-            if (rule->tables[family] != PROGRAM_NO_TABLE && rule->tables[family] >= tables)
-                return loader_refuse(loader, "rule %u: slot table %u of %" PRIu64, at,
-                                     rule->tables[family], tables);
-        if (rule->source >= sets || rule->destination >= sets)
-            return loader_refuse(loader, "rule %u: sets %u and %u of %" PRIu64, at, rule->source,
-                                 rule->destination, sets);
-        if (rule->fields >= FIELDS_COUNT || rule->symmetric > 1)
-            return loader_refuse(loader, "rule %u: fields %u, symmetric %u", at, rule->fields,
-                                 rule->symmetric);
-        if (rule->decision && !legal[rule->decision])
-            return loader_refuse(loader, "rule %u: %u is not a decision", at, rule->decision);
+            if (loader_action(loader, at, &rule->actions[family], legal) < 0)
+                return -1;
+        if (rule->sticky >= STICKY_KINDS || rule->remember > 1 || rule->sticky_ms > INT32_MAX)
+            return loader_refuse(loader, "rule %" PRIu64 ": sticky %u for %u ms, remember %u", at,
+                                 rule->sticky, rule->sticky_ms, rule->remember);
         for (size_t byte = 0; byte < sizeof rule->reserved; byte++)
             if (rule->reserved[byte])
-                return loader_refuse(loader, "rule %u: a reserved byte is not zero", at);
+                return loader_refuse(loader, "rule %" PRIu64 ": a reserved field is not zero", at);
     }
-    for (uint64_t at = 0; at < tables * PROGRAM_SLOTS; at++)
-        if (!legal[program->tables[at]])
+    return 0;
+}
+
+static inline int loader_decisions(struct loader *loader, const uint8_t *legal)
+{
+    const uint8_t *tables = loader_section(loader, SECTION_TABLES);
+    const struct drawing *drawings = loader_section(loader, SECTION_DRAWINGS);
+    const struct draw_link *links = loader_section(loader, SECTION_LINKS);
+    uint64_t link_count = loader_count(loader, SECTION_LINKS);
+
+    for (uint64_t at = 0; at < loader_count(loader, SECTION_TABLES) * PROGRAM_SLOTS; at++)
+        if (!legal[tables[at]])
             return loader_refuse(loader, "slot table %" PRIu64 ", slot %" PRIu64
                                  ": %u is not a decision", at / PROGRAM_SLOTS, at % PROGRAM_SLOTS,
-                                 program->tables[at]);
+                                 tables[at]);
+    for (uint64_t at = 0; at < loader_count(loader, SECTION_DRAWINGS); at++)
+        if (!drawings[at].count || drawings[at].count > DRAW_LINKS
+            || drawings[at].first > link_count
+            || drawings[at].count > link_count - drawings[at].first)
+            return loader_refuse(loader, "drawing %" PRIu64 ": links %u and %u more of %" PRIu64,
+                                 at, drawings[at].first, drawings[at].count, link_count);
+    for (uint64_t at = 0; at < link_count; at++)
+        if (!legal[links[at].decision] || !links[at].weight
+            || links[at].weight > PROGRAM_MAX_WEIGHT)
+            return loader_refuse(loader, "link %" PRIu64 ": weight %" PRIu64 " for %u", at,
+                                 links[at].weight, links[at].decision);
     return 0;
 }
 
-/* Both families alike: `start` gives the position's first address as two 64-bit halves, of which
- * IPv4 uses the upper 32 bits of the first. */
-static inline struct address6 loader_start(const struct program *program, int family, uint64_t at)
+/* No vector speaks of a rule that does not exist. */
+static inline int loader_vectors(struct loader *loader)
 {
-    if (family == 6)
-        return program->v6.starts[at];
-    return (struct address6){(uint64_t)program->v4.starts[at] << 32, 0};
+    const uint64_t *vectors = loader_section(loader, SECTION_VECTORS);
+    uint64_t words = loader->header->words, rest = loader_count(loader, SECTION_RULES) % 64;
+
+    for (uint64_t at = 0; rest && at < loader_count(loader, SECTION_VECTORS); at++)
+        if (vectors[at * words + words - 1] >> rest)
+            return loader_refuse(loader, "vector %" PRIu64 ": it holds rules that do not exist",
+                                 at);
+    return 0;
 }
 
-static inline int loader_ranges(struct loader *loader, const struct program *program, int family,
-                                uint64_t sets)
+/* The numbers of vectors in a section: `stride` 1, or 2 for steps, whose first numbers ascend. */
+static inline int loader_numbers(struct loader *loader, const char *name,
+                                 enum program_section section, int stride)
 {
-    int first = family == 4 ? SECTION_V4_STARTS : SECTION_V6_STARTS;
-    uint64_t count = loader->header->sections[first].count;
-    const uint32_t *set = family == 4 ? program->v4.sets : program->v6.sets;
-    const uint32_t *index = family == 4 ? program->v4.index : program->v6.index;
+    const uint32_t *numbers = loader_section(loader, section);
 
-    if (count < 1 || loader->header->sections[first + 1].count != count
-        || loader->header->sections[first + 2].count != PROGRAM_INDEX)
-        return loader_refuse(loader, "v%d ranges: %" PRIu64 " starts, %" PRIu64 " sets, %" PRIu64
-                             " index entries do not belong together", family, count,
-                             loader->header->sections[first + 1].count,
-                             loader->header->sections[first + 2].count);
+    for (uint64_t at = 0; at < loader_count(loader, section); at++) {
+        uint32_t vector = numbers[at * stride + stride - 1];
 
-    struct address6 last = loader_start(program, family, 0);
-    if (last.high || last.low)
-        return loader_refuse(loader, "v%d ranges: the first one does not start at 0", family);
-    for (uint64_t at = 0; at < count; at++) {
-        struct address6 start = loader_start(program, family, at);
-
-        if (at && address6_not_after(start, last))
-            return loader_refuse(loader, "v%d range %" PRIu64 " does not come after the one before",
-                                 family, at);
-        if (set[at] >= sets)
-            return loader_refuse(loader, "v%d range %" PRIu64 ": set %u of %" PRIu64, family, at,
-                                 set[at], sets);
-        last = start;
-    }
-    if (index[PROGRAM_INDEX - 1] != count - 1)
-        return loader_refuse(loader, "v%d index: it does not end at the last range", family);
-    for (uint64_t top = 0; top < PROGRAM_INDEX - 1; top++) {
-        struct address6 wanted = {top << 48, 0};
-        uint64_t at = index[top];
-
-        if (at >= count || !address6_not_after(loader_start(program, family, at), wanted)
-            || (at + 1 < count
-                && address6_not_after(loader_start(program, family, at + 1), wanted)))
-            return loader_refuse(loader, "v%d index: entry %" PRIu64 " is wrong", family, top);
+        if (vector >= loader_count(loader, SECTION_VECTORS))
+            return loader_refuse(loader, "%s, entry %" PRIu64 ": vector %u of %" PRIu64, name, at,
+                                 vector, loader_count(loader, SECTION_VECTORS));
+        if (stride == 2 && at && numbers[at * 2] <= numbers[at * 2 - 2])
+            return loader_refuse(loader, "%s, entry %" PRIu64 " does not come after the one before",
+                                 name, at);
     }
     return 0;
 }
 
-static inline const void *loader_section(const struct loader *loader, enum program_section section)
-{
-    return loader->block + loader->header->sections[section].offset;
-}
-
-static inline void loader_pair_tables(struct program *program)
-{
-    const struct rule *first = program->rules;
-
-    if (!program->rule_count || first->source || first->destination || first->decision
-        || first->fields != FIELDS_BOTH_ADDRESSES || first->symmetric)
-        return;
-    for (int family = 0; family < 2; family++)
-        if (first->tables[family] != PROGRAM_NO_TABLE)
-            program->pair_tables[family] = program_table(program, first->tables[family]);
-}
-
-static inline int loader_fill(struct loader *loader, struct program *program)
+/* A condition that no rule has is empty; else it says something of every value. */
+static inline int loader_conditions(struct loader *loader, struct program *program)
 {
     const struct program_header *header = loader->header;
-    uint64_t rules = header->sections[SECTION_RULES].count;
-    uint64_t tables = header->sections[SECTION_TABLES].count;
-    uint64_t sets = header->sections[SECTION_SETS].count;
+    const struct {
+        const char *name;
+        enum program_section section;
+        int stride;
+        uint64_t count; /* UINT64_MAX: any */
+    } kinds[CONDITION_COUNT] = {
+        [CONDITION_IN] = {"interfaces", SECTION_INTERFACES, 2, UINT64_MAX},
+        [CONDITION_SOURCE] = {"sources", SECTION_SOURCES, 1, header->list_count},
+        [CONDITION_DESTINATION] = {"destinations", SECTION_DESTINATIONS, 1, header->list_count},
+        [CONDITION_PROTOCOL] = {"protocols", SECTION_PROTOCOLS, 1, 256},
+        [CONDITION_SOURCE_PORT] = {"source ports", SECTION_SOURCE_PORTS, 2, UINT64_MAX},
+        [CONDITION_DESTINATION_PORT] = {"destination ports", SECTION_DESTINATION_PORTS, 2,
+                                        UINT64_MAX},
+        [CONDITION_DSCP] = {"dscp", SECTION_DSCP, 1, 64},
+        [CONDITION_APPLICATION] = {"applications", SECTION_APPLICATIONS, 1,
+                                   header->application_count},
+    };
 
-    if (rules > PROGRAM_MAX_RULES)
-        return loader_refuse(loader, "%" PRIu64 " rules, legal are 0 to %d", rules,
-                             PROGRAM_MAX_RULES);
-    if (sets < 1)
-        return loader_refuse(loader, "section sets: the empty set is missing");
+    if (header->without[CONDITION_FAMILY] != PROGRAM_NONE)
+        return loader_refuse(loader, "family: rules say themselves where they are live");
+    for (int at = CONDITION_FAMILY + 1; at < CONDITION_COUNT; at++) {
+        uint64_t count = loader_count(loader, kinds[at].section);
+        uint32_t without = header->without[at];
+
+        if (without == PROGRAM_NONE && count)
+            return loader_refuse(loader, "%s: %" PRIu64 " entries, and no rule has the condition",
+                                 kinds[at].name, count);
+        if (without == PROGRAM_NONE)
+            continue;
+        if (without >= loader_count(loader, SECTION_VECTORS))
+            return loader_refuse(loader, "%s: vector %u of %" PRIu64, kinds[at].name, without,
+                                 loader_count(loader, SECTION_VECTORS));
+        if (kinds[at].count != UINT64_MAX && count != kinds[at].count)
+            return loader_refuse(loader, "%s: %" PRIu64 " entries instead of %" PRIu64,
+                                 kinds[at].name, count, kinds[at].count);
+        if (loader_numbers(loader, kinds[at].name, kinds[at].section, kinds[at].stride) < 0)
+            return -1;
+        if (at == CONDITION_SOURCE_PORT || at == CONDITION_DESTINATION_PORT) {
+            const struct step *first = loader_section(loader, kinds[at].section);
+
+            if (!count || first->first)
+                return loader_refuse(loader, "%s: they do not begin at 0", kinds[at].name);
+        }
+        program->without[at] = program_vector(program, without);
+    }
+    return 0;
+}
+
+/* Do the lists and what was learned belong to this block? */
+static inline int loader_members(struct loader *loader, const struct lists *lists,
+                                 const struct learned_members *learned)
+{
+    const struct program_header *header = loader->header;
+    uint32_t count = header->list_count + header->application_count;
+
+    if ((lists ? lists->list_count : 0) != header->list_count)
+        return loader_refuse(loader, "it speaks of %u lists, %u were given", header->list_count,
+                             lists ? lists->list_count : 0);
+    for (uint32_t at = 0; learned && at < learned->starts[learned->set_count]; at++)
+        if (learned->members[at] >= count)
+            return loader_refuse(loader, "it has %u members, something was learned of member %u",
+                                 count, learned->members[at]);
+    return 0;
+}
+
+static inline int loader_fill(struct loader *loader, struct program *program,
+                              const struct lists *lists, const struct learned_members *learned)
+{
+    const struct program_header *header = loader->header;
+    uint8_t legal[256];
+
+    loader_legal_decisions(header, legal);
+    if (loader_rules(loader, legal) < 0 || loader_decisions(loader, legal) < 0
+        || loader_vectors(loader) < 0)
+        return -1;
     program->key = header->key;
     program->mark_mask = header->mark_mask;
     program->mark_shift = header->mark_shift;
-    program->rule_count = (uint32_t)rules;
-    program->set_words = header->set_words;
+    program->words = header->words;
+    program->rule_count = (uint32_t)loader_count(loader, SECTION_RULES);
     program->rules = loader_section(loader, SECTION_RULES);
     program->tables = loader_section(loader, SECTION_TABLES);
-    program->sets = loader_section(loader, SECTION_SETS);
-    program->v4.starts = loader_section(loader, SECTION_V4_STARTS);
-    program->v4.sets = loader_section(loader, SECTION_V4_SETS);
-    program->v4.index = loader_section(loader, SECTION_V4_INDEX);
-    program->v4.count = header->sections[SECTION_V4_STARTS].count;
-    program->v6.starts = loader_section(loader, SECTION_V6_STARTS);
-    program->v6.sets = loader_section(loader, SECTION_V6_SETS);
-    program->v6.index = loader_section(loader, SECTION_V6_INDEX);
-    program->v6.count = header->sections[SECTION_V6_STARTS].count;
-    for (uint32_t word = 0; word < program->set_words; word++)
-        if (program->sets[word])
-            return loader_refuse(loader, "set 0 is not empty");
-    if (loader_decisions(loader, program, tables, sets) < 0)
+    program->drawings = loader_section(loader, SECTION_DRAWINGS);
+    program->links = loader_section(loader, SECTION_LINKS);
+    program->vectors = loader_section(loader, SECTION_VECTORS);
+    program->interfaces = loader_section(loader, SECTION_INTERFACES);
+    program->interface_count = (uint32_t)loader_count(loader, SECTION_INTERFACES);
+    program->protocols = loader_section(loader, SECTION_PROTOCOLS);
+    program->dscp = loader_section(loader, SECTION_DSCP);
+    for (int end = 0; end < 2; end++) {
+        enum program_section section = end ? SECTION_DESTINATION_PORTS : SECTION_SOURCE_PORTS;
+
+        program->ports[end] = loader_section(loader, section);
+        program->port_counts[end] = (uint32_t)loader_count(loader, section);
+    }
+    if (loader_conditions(loader, program) < 0 || loader_members(loader, lists, learned) < 0)
         return -1;
-    loader_pair_tables(program);
-    if (sets == 1) /* no lists: no rule can ask for the ranges, which may be missing */
-        return 0;
-    if (loader_ranges(loader, program, 4, sets) < 0)
-        return -1;
-    return loader_ranges(loader, program, 6, sets);
+    program->lists = lists;
+    program->learned = learned ? learned->table : NULL;
+
+    const uint32_t *const members[3] = {loader_section(loader, SECTION_SOURCES),
+                                        loader_section(loader, SECTION_DESTINATIONS),
+                                        loader_section(loader, SECTION_APPLICATIONS)};
+    return program_derive(program, members, header->list_count, header->application_count, learned,
+                          loader->fault);
 }
 
 static inline void program_close(struct program *program)
 {
     if (program) {
+        free(program->derived);
         free(program->block);
         free(program);
     }
 }
 
-/* NULL with words in `fault` (LOADER_FAULT_LENGTH bytes), or without words: no memory. */
+/* NULL with words in `fault` (FAULT_LENGTH bytes), or without words: no memory. `lists` and what is
+ * in `learned` (either may be NULL) must outlive the program; only `table` of `learned` is kept. */
 static inline struct program *program_open(const uint8_t *bytes, uint64_t size, uint64_t serial,
-                                           char *fault)
+                                           const struct lists *lists,
+                                           const struct learned_members *learned, char *fault)
 {
     struct program *program = calloc(1, sizeof *program);
     uint64_t room = (size / PROGRAM_ALIGNMENT + 1) * PROGRAM_ALIGNMENT;
@@ -273,7 +355,7 @@ static inline struct program *program_open(const uint8_t *bytes, uint64_t size, 
     program->size = size;
     loader.block = program->block;
     loader.header = (const struct program_header *)program->block;
-    if (loader_header(&loader, size) < 0 || loader_fill(&loader, program) < 0) {
+    if (loader_header(&loader, size) < 0 || loader_fill(&loader, program, lists, learned) < 0) {
         program_close(program);
         return NULL;
     }

@@ -23,6 +23,7 @@ enum {
     QUEUE_ATTR_PACKET_HDR = 1,
     QUEUE_ATTR_VERDICT_HDR = 2,
     QUEUE_ATTR_MARK = 3,
+    QUEUE_ATTR_INTERFACE_IN = 5,
     QUEUE_ATTR_PAYLOAD = 10,
 
     QUEUE_CONFIG_MAXLEN = 3,
@@ -42,6 +43,7 @@ enum {
 struct queued {
     uint32_t id; /* network order, as it goes back */
     uint32_t mark;
+    uint32_t interface;          /* index of the one it came in by; 0: none, it is the router's own */
     const uint8_t *packet, *end; /* NULL: the message holds no payload */
 };
 
@@ -59,7 +61,7 @@ static inline enum message message_parse_packet(const uint8_t *at, const uint8_t
 {
     int has_id = 0;
 
-    queued->mark = 0; /* the kernel leaves a mark of zero out */
+    queued->id = queued->mark = queued->interface = 0; /* the kernel leaves a mark of zero out */
     queued->packet = queued->end = NULL;
     while (end - at >= 4) {
         uint16_t length, type;
@@ -80,6 +82,11 @@ static inline enum message message_parse_packet(const uint8_t *at, const uint8_t
             if (length < 4 + 4)
                 return has_id ? MESSAGE_BAD_PACKET : MESSAGE_UNKNOWN;
             queued->mark = load_be32(value);
+            break;
+        case QUEUE_ATTR_INTERFACE_IN:
+            if (length < 4 + 4)
+                return has_id ? MESSAGE_BAD_PACKET : MESSAGE_UNKNOWN;
+            queued->interface = load_be32(value);
             break;
         case QUEUE_ATTR_PAYLOAD:
             queued->packet = value;

@@ -26,8 +26,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "decide.h"
 #include "nfnetlink.h"
-#include "program.h"
 
 #ifndef SO_MEMINFO
 #define SO_MEMINFO 55
@@ -59,6 +59,7 @@ struct queue_worker {
     uint8_t *arena, *verdicts, *verdicts_at;
     uint8_t *run; /* the last verdict, if what follows may share it; its mark is run_mark */
     uint32_t run_mark;
+    struct memory *memory; /* the worker's own, whatever its program */
     struct mmsghdr messages[QUEUE_BATCH];
     struct iovec pieces[QUEUE_BATCH];
     struct queue_counters counters;
@@ -72,12 +73,14 @@ static inline void queue_worker_close(struct queue_worker *worker)
         close(worker->wake);
     free(worker->arena);
     free(worker->verdicts);
+    memory_close(worker->memory);
     free(worker);
 }
 
-/* NULL: errno says why. */
+/* `seed` is what random draws begin with. NULL: errno says why. */
 static inline struct queue_worker *queue_worker_open(int fd, uint16_t number, uint32_t length,
-                                                     uint32_t copy_bytes, uint32_t spin_us)
+                                                     uint32_t copy_bytes, uint32_t spin_us,
+                                                     uint64_t seed)
 {
     struct queue_worker *worker = calloc(1, sizeof *worker);
 
@@ -92,7 +95,8 @@ static inline struct queue_worker *queue_worker_open(int fd, uint16_t number, ui
     worker->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     worker->arena = aligned_alloc(64, (size_t)worker->buffer_bytes * QUEUE_BATCH);
     worker->verdicts = aligned_alloc(64, VERDICT_BYTES * QUEUE_BATCH);
-    if (worker->wake < 0 || !worker->arena || !worker->verdicts) {
+    worker->memory = memory_open(seed);
+    if (worker->wake < 0 || !worker->arena || !worker->verdicts || !worker->memory) {
         queue_worker_close(worker);
         return NULL;
     }
@@ -254,18 +258,18 @@ static inline void queue_worker_answer(struct queue_worker *worker, uint32_t id,
 static inline void queue_worker_decide(struct queue_worker *worker, const struct program *program,
                                        const struct queued *queued, int whole)
 {
-    struct decision decision = {.mark = queued->mark, .rule = UINT32_MAX};
+    struct decision decision = {.mark = queued->mark, .rule = PROGRAM_NONE};
     enum reason reason = whole ? REASON_NO_PAYLOAD : REASON_BAD_MESSAGE;
 
     if (whole && queued->packet) {
-        decision.decision = program_decide_plain(program, queued->packet, queued->end);
+        decision.decision = program_decide_plain(program, queued->packet, queued->end,
+                                                 &decision.rule);
         if (decision.decision) {
-            decision.rule = 0;
             decision.mark = program_mark(program, queued->mark, decision.decision);
             reason = REASON_DECIDED;
         } else {
             reason = program_classify(program, queued->packet, queued->end, queued->mark,
-                                      &decision);
+                                      queued->interface, worker->memory, &decision);
         }
     }
     add_one(&worker->counters.packets);
@@ -308,6 +312,23 @@ static inline int queue_worker_datagram(struct queue_worker *worker, const struc
     return 0;
 }
 
+static inline uint64_t clock_us(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
+}
+
+/* Good to a few milliseconds, and nearly free. */
+static inline uint64_t clock_coarse_ms(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
 /* Reads and answers one batch. Returns 0 or an errno; EAGAIN: there was nothing to read. */
 static inline int queue_worker_batch(struct queue_worker *worker)
 {
@@ -323,6 +344,7 @@ static inline int queue_worker_batch(struct queue_worker *worker)
         return got < 0 ? errno : EAGAIN;
 
     add_one(&counters->batches);
+    worker->memory->now_ms = clock_coarse_ms();
     for (int at = 0; at < got; at++) {
         const uint8_t *message = worker->pieces[at].iov_base;
         int fault = queue_worker_datagram(worker, program, message,
@@ -331,14 +353,6 @@ static inline int queue_worker_batch(struct queue_worker *worker)
             return fault;
     }
     return queue_worker_flush(worker);
-}
-
-static inline uint64_t clock_us(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
 }
 
 /* After a stop: nothing new comes in, what waits is answered. */

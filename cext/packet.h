@@ -20,7 +20,7 @@
     X(MANY_EXTENSIONS, "many-extensions")         \
     X(SHORT_PORTS, "short-ports")                 \
     X(NO_RULE, "no-rule")                         \
-    X(NO_LINKS, "no-links")                       \
+    X(DRAWN, "drawn")                             \
     X(NO_PAYLOAD, "no-payload")                   \
     X(BAD_MESSAGE, "bad-message")
 
@@ -49,6 +49,8 @@ struct flow {
     uint8_t family; /* 4 or 6 */
     uint8_t protocol;
     uint8_t fragment;
+    uint8_t dscp;       /* 0 to 63 */
+    uint32_t interface; /* no part of the packet: the index of where it came in, or 0 */
 };
 
 static inline size_t flow_address_length(const struct flow *flow)
@@ -121,6 +123,7 @@ static inline enum reason packet_parse_ipv4(const uint8_t *at, const uint8_t *en
         end = at + total_length;
 
     flow->family = 4;
+    flow->dscp = at[1] >> 2;
     flow->protocol = at[9];
     flow->fragment = (load_be16(at + 6) & 0x3fff) != 0; /* offset, or more fragments */
     memcpy(flow->key, at + 12, 8);
@@ -155,6 +158,7 @@ static inline enum reason packet_parse_ipv6(const uint8_t *at, const uint8_t *en
 
     uint8_t next = at[6];
     flow->family = 6;
+    flow->dscp = (uint8_t)(load_be16(at) >> 6 & 0x3f);
     flow->fragment = 0;
     memcpy(flow->key, at + 8, 32);
     at += 40;
@@ -208,7 +212,8 @@ static inline const uint8_t *plain_pair_ipv6(const uint8_t *at, const uint8_t *e
     return at + 8;
 }
 
-/* Reads the packet in [at, end). On REASON_DECIDED the flow is complete, else it is undefined. */
+/* Reads the packet in [at, end). On REASON_DECIDED the flow is complete but for its interface, else
+ * it is undefined. */
 static inline enum reason packet_parse(const uint8_t *at, const uint8_t *end, struct flow *flow)
 {
     if (end - at < 1)

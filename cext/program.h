@@ -1,18 +1,25 @@
-/* The compiled policy: one flat immutable block, and flow -> decision.
+/* The compiled policy: one flat immutable block, and what is derived from it when it is opened.
  *
  * The block is made by dataplane/decide/program.py in the machine's own byte order and is trusted
- * no more than a packet: `program_open` checks every offset, count and value, and copies it to
- * memory aligned to a cache line. Sections begin at multiples of 64.
+ * no more than a packet: `program_open` (loader.h) checks every offset, count and value, and copies
+ * it to memory aligned to a cache line. Sections begin at multiples of 64.
  *
- *   rules     struct rule each, tried in order; the first that matches decides
- *   tables    65,536 bytes each: one byte a slot, the decision
- *   sets      `set_words` 64-bit words each: which lists hold a range; set 0 is empty
- *   v4, v6    the whole address space as disjoint ranges, by their first address, ascending, the
- *             first one 0; beside them the set of each range; and an index by the top 16 bits:
- *             65,537 positions, entry t is the range that holds the address t << 16 (v4)
+ *   rules          struct rule each, in order; the first that matches decides
+ *   tables         65,536 bytes each: one byte a slot, the decision
+ *   drawings       struct drawing each: a run of links, which nth and random draw from
+ *   links          struct draw_link each
+ *   vectors        `words` 64-bit words each: a set of rules, rule n is bit n % 64 of word n / 64
+ *   interfaces     struct step each, by index, ascending: exact matches
+ *   protocols      256 vector numbers
+ *   dscp           64 vector numbers
+ *   source ports   struct step each, by the first port that it holds for, ascending from 0
+ *   destination ports
+ *   sources        a vector number each list: which rules ask for it as the source
+ *   destinations   the same for the destination
+ *   applications   the same for each application
  *
- * A flow is looked up once a direction, whatever the number of rules and lists. The index matters:
- * bisection over two million boundaries took 142 ns without and 38 ns with it.
+ * Every condition has, beside its section, the vector `without` of the rules that do not have it;
+ * a condition that no rule has is left out altogether.
  */
 #ifndef EVENLINK_PROGRAM_H
 #define EVENLINK_PROGRAM_H
@@ -21,29 +28,52 @@
 #include <stdlib.h>
 
 #include "flowhash.h"
+#include "learned.h"
+#include "memory.h"
+#include "ranges.h"
 
 enum {
     PROGRAM_MAGIC = 0x4c4e5645, /* "EVNL" on a little-endian machine */
-    PROGRAM_VERSION = 1,
+    PROGRAM_VERSION = 2,
     PROGRAM_ALIGNMENT = 64,
     PROGRAM_SLOTS = 65536,
-    PROGRAM_INDEX = 65537,
     PROGRAM_MAX_RULES = 4096,
-    PROGRAM_MAX_SET_WORDS = 64,
+    PROGRAM_MAX_WORDS = PROGRAM_MAX_RULES / 64,
+    PROGRAM_MAX_MEMBERS = 65535,
     PROGRAM_DECISIONS = 128,
+    PROGRAM_RECENT_MS = 2000,
 };
-#define PROGRAM_NO_TABLE UINT32_MAX
+#define PROGRAM_NONE UINT32_MAX
+#define PROGRAM_MAX_WEIGHT (UINT64_C(1) << 40)
+
+/* In the order of hotpath.CONDITIONS. */
+enum condition {
+    CONDITION_FAMILY,
+    CONDITION_IN,
+    CONDITION_SOURCE,
+    CONDITION_DESTINATION,
+    CONDITION_PROTOCOL,
+    CONDITION_SOURCE_PORT,
+    CONDITION_DESTINATION_PORT,
+    CONDITION_DSCP,
+    CONDITION_APPLICATION,
+    CONDITION_COUNT
+};
 
 enum program_section {
     SECTION_RULES,
     SECTION_TABLES,
-    SECTION_SETS,
-    SECTION_V4_STARTS,
-    SECTION_V4_SETS,
-    SECTION_V4_INDEX,
-    SECTION_V6_STARTS,
-    SECTION_V6_SETS,
-    SECTION_V6_INDEX,
+    SECTION_DRAWINGS,
+    SECTION_LINKS,
+    SECTION_VECTORS,
+    SECTION_INTERFACES,
+    SECTION_PROTOCOLS,
+    SECTION_DSCP,
+    SECTION_SOURCE_PORTS,
+    SECTION_DESTINATION_PORTS,
+    SECTION_SOURCES,
+    SECTION_DESTINATIONS,
+    SECTION_APPLICATIONS,
     SECTION_COUNT
 };
 
@@ -54,37 +84,59 @@ struct program_header {
     uint64_t key;
     uint32_t mark_mask;
     uint32_t mark_shift;
-    uint32_t set_words;
-    uint32_t reserved;
+    uint32_t words;
+    uint32_t list_count;
+    uint32_t application_count;
+    uint32_t without[CONDITION_COUNT]; /* vector numbers; PROGRAM_NONE: no rule has the condition */
     struct {
         uint64_t offset;
         uint64_t count;
     } sections[SECTION_COUNT];
 };
 
+enum action_kind { ACTION_NONE, ACTION_FIXED, ACTION_SLOTS, ACTION_NTH, ACTION_RANDOM, ACTION_KINDS };
+
+struct action {
+    uint64_t allowed[2]; /* decisions that may be remembered: decision d is bit d % 64 of d / 64 */
+    uint32_t number;     /* of the slot table, or of the drawing */
+    uint8_t kind;        /* ACTION_NONE: the rule does not match this family */
+    uint8_t decision;    /* of ACTION_FIXED */
+    uint8_t fields, symmetric;
+    uint64_t reserved;
+};
+
+static inline int action_allows(const struct action *action, uint8_t decision)
+{
+    return decision < PROGRAM_DECISIONS && action->allowed[decision / 64] >> decision % 64 & 1;
+}
+
+enum sticky { STICKY_NONE, STICKY_PAIR, STICKY_SOURCE, STICKY_KINDS };
+
 struct rule {
-    uint32_t tables[2];   /* IPv4, IPv6: which slot table, or PROGRAM_NO_TABLE */
-    uint32_t source;      /* set of lists, any of which must hold the source; 0: no condition */
-    uint32_t destination; /* the same for the destination */
-    uint8_t fields;
-    uint8_t symmetric;
-    uint8_t decision; /* fixed; 0: by slot */
-    uint8_t reserved[13];
+    struct action actions[2]; /* IPv4, IPv6 */
+    uint64_t group;           /* whose memory it shares: a hash of the group's name */
+    uint32_t sticky_ms;
+    uint8_t sticky, remember;
+    uint8_t reserved[50];
 };
 
-struct address6 {
-    uint64_t high, low;
+/* What nth and random draw from. Rules of one group share it, and with it the turn. */
+struct drawing {
+    uint64_t identity; /* changes with whom it is for and with its links */
+    uint32_t first, count;
 };
 
-struct ranges4 {
-    const uint32_t *starts, *sets, *index;
-    uint64_t count;
+struct step {
+    uint32_t first;
+    uint32_t vector;
 };
 
-struct ranges6 {
-    const struct address6 *starts;
-    const uint32_t *sets, *index;
-    uint64_t count;
+/* What was learned: exact matches, each with a set; set n has the members [starts[n], starts[n + 1])
+ * of `members`. Set 0 is empty. */
+struct learned_members {
+    const struct learned *table;
+    uint32_t set_count; /* set 0 included */
+    const uint32_t *starts, *members;
 };
 
 struct program {
@@ -92,14 +144,28 @@ struct program {
     uint32_t mark_mask;
     uint32_t mark_shift;
     uint32_t rule_count;
-    uint32_t set_words;
+    uint32_t words;
     const struct rule *rules;
     const uint8_t *tables;
-    const uint64_t *sets;
-    struct ranges4 v4;
-    struct ranges6 v6;
-    /* IPv4, IPv6: the slots, where the first rule takes every packet and hashes its address pair;
-     * else NULL. */
+    const struct drawing *drawings;
+    const struct draw_link *links;
+    const uint64_t *vectors;
+    const uint64_t *without[CONDITION_COUNT]; /* NULL: no rule has the condition */
+    const struct step *interfaces, *ports[2]; /* ports: source, destination */
+    uint32_t interface_count, port_counts[2];
+    const uint32_t *protocols, *dscp;
+
+    const struct lists *lists;     /* NULL: there are none */
+    const struct learned *learned; /* NULL: there is nothing */
+    /* Derived when opened. `live` by family; `settled`: the rules that need no search; by range set
+     * and by learned set: source, destination, application. Those of range sets and of learned
+     * applications hold the rules without the condition, too. */
+    uint64_t *derived;
+    const uint64_t *live[2], *settled, *range_sets[2], *learned_sets[3];
+
+    /* IPv4, IPv6: the first rule that is live, where it takes every packet; else PROGRAM_NONE. And
+     * its slots, where it hashes nothing but the address pair; else NULL. */
+    uint32_t every_rules[2];
     const uint8_t *pair_tables[2];
     uint64_t serial;
     uint64_t size;
@@ -107,9 +173,9 @@ struct program {
 };
 
 struct decision {
-    uint64_t hash; /* 0 where a fixed decision was found */
+    uint64_t hash; /* 0 where no slot was looked up */
     uint32_t mark; /* the packet's mark with our bits replaced, or as it was */
-    uint32_t rule; /* UINT32_MAX: none */
+    uint32_t rule; /* PROGRAM_NONE: none */
     uint16_t slot;
     uint8_t decision; /* 0: none */
 };
@@ -146,147 +212,14 @@ static inline const uint8_t *program_table(const struct program *program, uint32
     return program->tables + (uint64_t)number * PROGRAM_SLOTS;
 }
 
+static inline const uint64_t *program_vector(const struct program *program, uint32_t number)
+{
+    return program->vectors + (uint64_t)number * program->words;
+}
+
 static inline uint32_t program_mark(const struct program *program, uint32_t mark, uint8_t decision)
 {
     return (mark & ~program->mark_mask) | (uint32_t)decision << program->mark_shift;
-}
-
-static inline const uint64_t *ranges4_find(const struct program *program, const uint8_t *address)
-{
-    const struct ranges4 *ranges = &program->v4;
-    uint32_t wanted = load_be32(address);
-    uint32_t low = ranges->index[wanted >> 16], high = ranges->index[(wanted >> 16) + 1];
-
-    while (low < high) {
-        uint32_t middle = low + (high - low + 1) / 2;
-        if (ranges->starts[middle] <= wanted)
-            low = middle;
-        else
-            high = middle - 1;
-    }
-    return program->sets + (uint64_t)ranges->sets[low] * program->set_words;
-}
-
-static inline int address6_not_after(struct address6 first, struct address6 second)
-{
-    return first.high < second.high || (first.high == second.high && first.low <= second.low);
-}
-
-static inline const uint64_t *ranges6_find(const struct program *program, const uint8_t *address)
-{
-    const struct ranges6 *ranges = &program->v6;
-    struct address6 wanted = {load_be64(address), load_be64(address + 8)};
-    uint32_t low = ranges->index[wanted.high >> 48], high = ranges->index[(wanted.high >> 48) + 1];
-
-    while (low < high) {
-        uint32_t middle = low + (high - low + 1) / 2;
-        if (address6_not_after(ranges->starts[middle], wanted))
-            low = middle;
-        else
-            high = middle - 1;
-    }
-    return program->sets + (uint64_t)ranges->sets[low] * program->set_words;
-}
-
-static inline int sets_meet(const struct program *program, const uint64_t *held, uint32_t wanted)
-{
-    const uint64_t *set = program->sets + (uint64_t)wanted * program->set_words;
-
-    for (uint32_t word = 0; word < program->set_words; word++)
-        if (held[word] & set[word])
-            return 1;
-    return 0;
-}
-
-static __attribute__((noinline)) const uint64_t *lists_holding(const struct program *program,
-                                                               const struct flow *flow,
-                                                               const uint8_t *address)
-{
-    return flow->family == 4 ? ranges4_find(program, address) : ranges6_find(program, address);
-}
-
-/* Which lists hold a flow's addresses: each found when a rule first asks, kept for the others. */
-struct membership {
-    const uint64_t *source, *destination; /* NULL: not yet looked up */
-};
-
-static inline int rule_matches(const struct program *program, const struct rule *rule,
-                               const struct flow *flow, struct membership *held)
-{
-    if (rule->source) {
-        if (!held->source)
-            held->source = lists_holding(program, flow, flow->key);
-        if (!sets_meet(program, held->source, rule->source))
-            return 0;
-    }
-    if (rule->destination) {
-        if (!held->destination)
-            held->destination = lists_holding(program, flow,
-                                              flow->key + flow_address_length(flow));
-        if (!sets_meet(program, held->destination, rule->destination))
-            return 0;
-    }
-    return 1;
-}
-
-/* Fills `decision` and returns REASON_DECIDED, or another reason with the mark left alone. */
-static inline enum reason program_decide(const struct program *program, const struct flow *flow,
-                                         uint32_t mark, struct decision *decision)
-{
-    struct membership held = {0};
-
-    *decision = (struct decision){.mark = mark, .rule = UINT32_MAX};
-    for (uint32_t at = 0; at < program->rule_count; at++) {
-        const struct rule *rule = &program->rules[at];
-
-        if (!rule_matches(program, rule, flow, &held))
-            continue;
-
-        decision->rule = at;
-        if (rule->decision) {
-            decision->decision = rule->decision;
-        } else {
-            uint32_t table = rule->tables[flow->family != 4];
-
-            if (table == PROGRAM_NO_TABLE)
-                return REASON_NO_LINKS;
-            decision->hash = flow_hash(flow, (enum fields)rule->fields, rule->symmetric,
-                                       program->key);
-            decision->slot = (uint16_t)(decision->hash >> 48);
-            decision->decision = program_table(program, table)[decision->slot];
-        }
-        decision->mark = program_mark(program, mark, decision->decision);
-        return REASON_DECIDED;
-    }
-    return REASON_NO_RULE;
-}
-
-/* What nearly every packet is: plain, under a program with pair tables. Returns its decision; 0: it
- * takes program_classify to say. */
-static inline uint8_t program_decide_plain(const struct program *program, const uint8_t *at,
-                                           const uint8_t *end)
-{
-    const uint8_t *pair;
-
-    if (program->pair_tables[0] && (pair = plain_pair_ipv4(at, end)))
-        return program->pair_tables[0][hash_pair(pair, 4, program->key) >> 48];
-    if (program->pair_tables[1] && (pair = plain_pair_ipv6(at, end)))
-        return program->pair_tables[1][hash_pair(pair, 16, program->key) >> 48];
-    return 0;
-}
-
-static inline enum reason program_classify(const struct program *program, const uint8_t *at,
-                                           const uint8_t *end, uint32_t mark,
-                                           struct decision *decision)
-{
-    struct flow flow;
-    enum reason reason = packet_parse(at, end, &flow);
-
-    if (__builtin_expect(reason != REASON_DECIDED, 0)) {
-        *decision = (struct decision){.mark = mark, .rule = UINT32_MAX};
-        return reason;
-    }
-    return program_decide(program, &flow, mark, decision);
 }
 
 #endif

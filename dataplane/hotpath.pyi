@@ -1,6 +1,6 @@
 """The compiled extension: packets to decisions, and the queue's loop. Sources in cext/."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypedDict
 
 from netfilterqueue import NetfilterQueue, Packet
@@ -12,12 +12,17 @@ REASONS: tuple[str, ...]
 MOST_COPY_BYTES: int
 """NetfilterQueue copies no more of a packet than this."""
 
+CONDITIONS: tuple[str, ...]
+"""What a rule can ask for: bit n of `Classifier.matching` is the n-th name. "family", "in",
+"source", "destination", "protocol", "source_port", "destination_port", "dscp", "application"."""
+
 class Decision(NamedTuple):
     """What was read from a packet, and what follows from it.
 
-    `reason` is "decided" or why not; `decision` 0 and `mark` unchanged then. `rule` counts from
-    0, -1 is none. `hash` and `slot` are 0 where the rule names a fixed decision. Addresses are 4
-    or 16 bytes in network order, empty where the packet could not be read.
+    `reason` is "decided" or why not; `decision` 0 and `mark` unchanged then. "drawn": the rule draws
+    by nth or at random, and nothing was to be drawn. `rule` counts from 0, -1 is none. `hash` and
+    `slot` are 0 where no slot was looked up: a fixed decision, a drawn or a remembered one.
+    Addresses are 4 or 16 bytes in network order, empty where the packet could not be read.
     """
 
     reason: str
@@ -32,11 +37,49 @@ class Decision(NamedTuple):
     source_port: int
     destination_port: int
     fragment: bool
+    dscp: int
+
+class Lists:
+    """The ranges of all lists, immutable; made once for any number of programs.
+
+    `ranges4` and `ranges6` as `model.Addresses` packs them, one of each a list. ValueError: a
+    length that is no whole number of ranges, a range whose last address comes before its first.
+    """
+
+    def __init__(self, ranges4: Sequence[Buffer], ranges6: Sequence[Buffer]) -> None: ...
+    @property
+    def count(self) -> int:
+        """How many lists."""
+    @property
+    def size(self) -> int:
+        """Bytes of memory."""
+
+class Learned:
+    """What was learned of single addresses and endpoints, immutable.
+
+    `entries`: 28 bytes each, `struct learned_entry` of cext/learned.h. An entry's set n, from 1 on,
+    is `sets[n - 1]`: the numbers of the members that hold it, lists first, then applications.
+    """
+
+    def __init__(self, entries: Buffer, sets: Sequence[Sequence[int]]) -> None: ...
+    @property
+    def count(self) -> int:
+        """How many entries."""
+    @property
+    def size(self) -> int:
+        """Bytes of memory."""
 
 class Program:
-    """A compiled policy, immutable. ValueError says what is wrong with the block."""
+    """A compiled policy, immutable; keeps its lists and what was learned. ValueError says what is
+    wrong with the block, or that the three do not belong together."""
 
-    def __init__(self, block: Buffer) -> None: ...
+    def __init__(
+        self, block: Buffer, lists: Lists | None = None, learned: Learned | None = None
+    ) -> None: ...
+    @property
+    def lists(self) -> Lists | None: ...
+    @property
+    def learned(self) -> Learned | None: ...
     @property
     def serial(self) -> int:
         """Unique in this process; later programs have higher ones."""
@@ -48,14 +91,21 @@ class Program:
         """How many rules it has."""
 
 class Classifier:
-    """Decides packets by one program, without I/O."""
+    """Decides packets by one program, without I/O. Remembers and draws as a queue worker does.
 
-    def __init__(self, program: Program) -> None: ...
+    `now_ms` is its clock, which its owner sets: milliseconds that never go back. `seed` is what
+    random draws begin with. `interface` is the kernel's index of the LAN interface that a packet
+    came by, 0 for none.
+    """
+
+    now_ms: int
+
+    def __init__(self, program: Program, seed: int = 0) -> None: ...
     @property
     def program(self) -> Program: ...
     def swap(self, program: Program) -> None:
-        """Decide by another program from the next call on."""
-    def classify(self, packet: Buffer, mark: int = 0) -> Decision:
+        """Decide by another program from the next call on. What is remembered stays."""
+    def classify(self, packet: Buffer, mark: int = 0, interface: int = 0) -> Decision:
         """Decide the IPv4 or IPv6 packet that begins with the buffer's first byte."""
     def classify_flow(
         self,
@@ -65,12 +115,34 @@ class Classifier:
         source_port: int = 0,
         destination_port: int = 0,
         mark: int = 0,
+        *,
+        dscp: int = 0,
+        interface: int = 0,
+        peek: bool = False,
     ) -> Decision:
         """Decide what a packet of that flow would get. Addresses: 4 or 16 bytes both, ValueError
-        else. Ports of protocols that have none are ignored."""
-    def mark(self, packet: Buffer, mark: int) -> int:
+        else. Ports of protocols that have none are ignored.
+
+        With `peek` nothing is remembered, recalled, drawn or counted: where the rule draws, the
+        reason is "drawn".
+        """
+    def matching(
+        self,
+        source: Buffer,
+        destination: Buffer,
+        protocol: int,
+        source_port: int = 0,
+        destination_port: int = 0,
+        *,
+        dscp: int = 0,
+        interface: int = 0,
+    ) -> tuple[int, ...]:
+        """For each rule, which of CONDITIONS do not hold, as bits; 0: the rule matches."""
+    def mark(self, packet: Buffer, mark: int, interface: int = 0) -> int:
         """Only the new mark; the old one where there is no decision."""
-    def classify_batch(self, buffer: Buffer, offsets: Buffer, marks: Buffer) -> int:
+    def classify_batch(
+        self, buffer: Buffer, offsets: Buffer, marks: Buffer, interface: int = 0
+    ) -> int:
         """Decide n packets that lie one behind the other, without the GIL.
 
         `offsets`: n + 1 unsigned 32-bit or 64-bit numbers, packet i is [offsets[i], offsets[i+1]).
@@ -133,7 +205,9 @@ class QueueWorker:
         copy_bytes: int = 128,
         socket_buffer_bytes: int = ...,
         spin_us: int = 0,
-    ) -> None: ...
+        seed: int | None = None,
+    ) -> None:
+        """`seed` as for Classifier; None: a random one."""
     @property
     def number(self) -> int: ...
     def granted(self) -> Granted: ...

@@ -20,6 +20,7 @@ from scapy.layers.sctp import SCTP
 from scapy.packet import Packet, Raw
 
 ports = st.integers(0, 65535)
+octets = st.integers(0, 255)
 addresses4 = st.ip_addresses(v=4).map(str)
 addresses6 = st.ip_addresses(v=6).map(str)
 
@@ -47,6 +48,7 @@ def ipv4(draw: st.DrawFn) -> bytes:
         dst=draw(addresses4),
         flags=fragment[0],
         frag=fragment[1],
+        tos=draw(octets),
         options=[IPOption_NOP()] * draw(st.sampled_from([0, 0, 1, 4, 40])),
     )
     return bytes(header / draw(_transports(False)))
@@ -55,7 +57,7 @@ def ipv4(draw: st.DrawFn) -> bytes:
 @st.composite
 def ipv6(draw: st.DrawFn) -> bytes:
     """With up to four extension headers that scapy knows."""
-    packet: Packet = IPv6(src=draw(addresses6), dst=draw(addresses6))
+    packet: Packet = IPv6(src=draw(addresses6), dst=draw(addresses6), tc=draw(octets))
     for kind in draw(st.lists(st.sampled_from("hrdfa"), max_size=4)):
         options = [PadN(optdata=bytes(draw(st.integers(0, 20))))]
         if kind == "h":

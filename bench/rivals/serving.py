@@ -29,11 +29,11 @@ def evenlink(kind: str) -> None:
     from dataplane.config.marks import Marks
     from dataplane.config.model import Engine, Queue
     from dataplane.daemon.engine import QueueEngine
-    from dataplane.decide.program import ProgramRule, compile_program
+    from dataplane.decide.program import ProgramRule, Slots, compile_program, everywhere
     from dataplane.hotpath import Program
 
     slots = bytes(1 if slot % 3 == 0 else 2 for slot in range(65536))
-    rule = ProgramRule("default", tables={4: slots, 6: slots})
+    rule = ProgramRule("default", everywhere(Slots(slots)))
     program = Program(compile_program(marks=Marks(), key=1, rules=[rule]))
     which = Engine.BATCH if kind == "evenlink" else Engine.CALLBACK
     queue = Queue(number=QUEUE, engine=which, length=LENGTH, copy_bytes=COPY_BYTES)

@@ -18,6 +18,9 @@ TOP = (
     "link",
     "probe",
     "balance",
+    "group",
+    "list",
+    "rule",
     "log",
 )
 QUEUE = ("number", "workers", "engine", "mode", "length", "copy_bytes", "spin_us")
@@ -53,23 +56,38 @@ PROBE = (
     "latency_up_ms",
 )
 DEFAULT_PROBE = (*PROBE, "hold_ms")
-BALANCE = ("method", "fields", "symmetric", "links")
+GROUP = (
+    "links",
+    "method",
+    "fields",
+    "symmetric",
+    "sticky",
+    "sticky_time",
+    "full",
+    "margin_ms",
+    "failback",
+)
+BALANCE = GROUP
+LIST = ("entries", "files", "names", "watch")
+RULE = (
+    "in",
+    "source",
+    "destination",
+    "protocol",
+    "source_port",
+    "destination_port",
+    "dscp",
+    "application",
+    "use",
+    "fields",
+    "else",
+)
+APPLICATION = ("name", "host")
 LOG = ("level",)
 
-TOP_LATER = ("group", "list", "rule", "announce", "ospf", "metrics", "page")
+TOP_LATER = ("announce", "ospf", "metrics", "page")
 LINK_LATER = ("bgp",)
-BALANCE_LATER = ("sticky", "sticky_time", "full", "margin_ms", "failback")
 LOG_LATER = ("format",)
-
-METHODS_LATER = (
-    "nth",
-    "random",
-    "ecmp",
-    "failover",
-    "overflow",
-    "least-used",
-    "lowest-latency",
-)
 
 # Where a key belongs that stands in the wrong table; TOML gives all that follows a header to it.
 HOME = {
@@ -77,7 +95,9 @@ HOME = {
     **dict.fromkeys(PROBE, "in [probe] or [[link.NAME.probe]]"),
     **dict.fromkeys(LINK, "in [link.NAME]"),
     **dict.fromkeys(LOG, "in [log]"),
-    **dict.fromkeys(BALANCE, "in [balance]"),
+    **dict.fromkeys(RULE, "in [[rule]]"),
+    **dict.fromkeys(LIST, "in [list.NAME]"),
+    **dict.fromkeys(GROUP, "in [balance] or [group.NAME]"),
     **dict.fromkeys(QUEUE, "in [queue]"),
     **dict.fromkeys(TOP, "at the top of the file, before the first table"),
 }

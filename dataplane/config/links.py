@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from dataplane.config import keys, units
 from dataplane.config.model import AUTO, Auto, Failback, Link, Nat, Probe, ProbeKind
 from dataplane.config.probes import Default, read_probes
-from dataplane.config.tables import Table
+from dataplane.config.tables import Table, judge_names
 from dataplane.config.units import show
 
 _GATEWAY = 'an IPv4 address or "auto"'
@@ -47,7 +47,7 @@ def read_links(tables: Table, around: Surroundings, most: int | None) -> tuple[L
     for name in tables.names():
         table = tables.table(name)
         readings.append(_Reading(_read_link(name, table, around, pinned), table))
-    _judge_names(tables)
+    judge_names(tables, {}, "link")
     _judge_number(tables, most)
     _judge_shares(readings)
     _judge_interfaces(readings)
@@ -168,19 +168,6 @@ def _read_addresses(
         if nat is Nat.PREFIX and prefix6 is None:
             table.fault("address", f'missing: nat = "prefix" needs {units.PREFIX}')
     return address, address6, prefix6
-
-
-def _judge_names(tables: Table) -> None:
-    """Each name by itself, and names that differ in case only: they read alike in every output."""
-    seen: dict[str, str] = {}
-    for name in tables.names():
-        try:
-            units.link_name(name)
-        except ValueError as error:
-            tables.fault(name, str(error))
-        other = seen.setdefault(name.lower(), name)
-        if other != name:
-            tables.fault(name, f"expected more than a difference in case to link {other}")
 
 
 def _judge_number(tables: Table, most: int | None) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
+from errno import EINVAL
 from pathlib import Path
 from typing import Literal
 
-from dataplane.config import keys, places, units
+from dataplane.config import groups, keys, lists, places, rules, units
 from dataplane.config.links import Surroundings, read_links
 from dataplane.config.marks import Marks
-from dataplane.config.model import Config, Engine, Fields, Group, Method, Queue, QueueMode
+from dataplane.config.model import Config, Engine, Group, Queue, QueueMode
 from dataplane.config.probes import read_default
 from dataplane.config.tables import Faults, Table
 from dataplane.errors import ConfigError, Fault
@@ -46,8 +46,19 @@ def read_file(path: str | Path) -> Config:
     return read(text, name)
 
 
-def read(text: str, name: str) -> Config:
-    """Read the text of a file that messages call `name`. Raises ConfigError with all its faults."""
+def read_list_file(path: Path) -> bytes:
+    """The bytes of a list's file, one more than a list may have at most. Raises OSError."""
+    if path.exists() and not path.is_file():
+        raise OSError(EINVAL, "it is no regular file")
+    with open(path, "rb") as file:
+        return file.read(lists.MOST_FILE_BYTES + 1)
+
+
+def read(text: str, name: str, read_list: lists.ReadFile = read_list_file) -> Config:
+    """Read the text of a file that messages call `name`. Raises ConfigError with all its faults.
+
+    `read_list` gives the bytes of a list's file; relative names begin where `name` is.
+    """
     try:
         length = len(text.encode())
     except UnicodeEncodeError as error:
@@ -63,9 +74,9 @@ def read(text: str, name: str) -> Config:
         raise ConfigError(faults.in_order())
     # What stood on a line that is not TOML is unknown: nothing is called missing then.
     top = Table(faults, (), document.values, demanding=not document.syntax)
-    config = _read_top(top)
-    if faults:
-        raise ConfigError(faults.in_order())
+    config, of_lists = _read_top(top, lists.Files(read_list, Path(name).parent))
+    if faults or of_lists:
+        raise ConfigError((*faults.in_order(), *of_lists))
     return config
 
 
@@ -73,7 +84,8 @@ def _refuse_file(name: str, message: str, line: int = 0) -> ConfigError:
     return ConfigError((Fault(name, line, "", message),))
 
 
-def _read_top(top: Table) -> Config:
+def _read_top(top: Table, files: lists.Files) -> tuple[Config, list[Fault]]:
+    """What the file says, and the faults in its lists' files."""
     top.refuse_others(keys.TOP, keys.TOP_LATER)
     lan = _read_lan(top)
     # A mask that is wrong, or was on a line that is not TOML, is not judged against others.
@@ -83,10 +95,20 @@ def _read_top(top: Table) -> Config:
     probing = read_default(top.table("probe"), ipv6)
     around = Surroundings(lan, probing, ipv6)
     links = read_links(top.table("link"), around, Marks(mask).last_link if mask else None)
-    return Config(
+    queue = _read_queue(top.table("queue"))
+    around_groups = groups.Around(links, queue.workers, mask)
+    balance, named = groups.read_groups(top.table("balance"), top.table("group"), around_groups)
+    before = top.fault_count
+    address_lists, faults = lists.read_lists(top.table("list"), files)
+    lists_known = not faults and top.fault_count == before
+    around_rules = rules.Around(lan, links, named, address_lists)
+    config = Config(
         lan=lan,
         links=links,
-        balance=_read_balance(top.table("balance"), tuple(link.name for link in links)),
+        balance=balance,
+        groups=named,
+        lists=address_lists,
+        rules=rules.read_rules(top.tables("rule"), balance, around_rules, lists_known=lists_known),
         key=top.take("key", units.hash_key, None),
         mark_mask=mask or _PLAIN.mark_mask,
         exempt_marks=_read_exempt_marks(top, mask or 0),
@@ -98,9 +120,10 @@ def _read_top(top: Table) -> Config:
         control_group=top.take("control_group", units.group_name, None),
         on_change=_read_on_change(top),
         hold_ms=probing.hold_ms,
-        queue=_read_queue(top.table("queue")),
+        queue=queue,
         log_level=_read_log_level(top.table("log")),
     )
+    return config, faults
 
 
 def _read_lan(top: Table) -> tuple[str, ...]:
@@ -165,30 +188,6 @@ def _read_queue(table: Table) -> Queue:
         copy_bytes=table.take("copy_bytes", units.integer(64, 65531), plain.copy_bytes),
         spin_us=table.take("spin_us", units.integer(0, 10_000), plain.spin_us),
     )
-
-
-def _read_balance(table: Table, links: tuple[str, ...]) -> Group:
-    table.refuse_others(keys.BALANCE, keys.BALANCE_LATER)
-    plain = _PLAIN.balance
-    taken = table.take_all("links", "names of links", units.text)
-    for index, name in taken:
-        if table.demanding and links and name not in links:
-            near = get_close_matches(name, links, 1)
-            legal = f'the nearest one is "{near[0]}"' if near else f"expected {units.either(links)}"
-            table.fault("links", f"there is no link {units.show(name)}; {legal}", index)
-    return Group(
-        name=plain.name,
-        links=_each_once(table, "links", taken) or links,
-        method=table.take("method", _method, plain.method),
-        fields=table.take("fields", units.member(Fields), plain.fields),
-        symmetric=table.take("symmetric", units.flag, plain.symmetric),
-    )
-
-
-def _method(value: object) -> Method:
-    if value in keys.METHODS_LATER:
-        raise ValueError(f'expected "pcc", got {units.show(value)}, not known in this version')
-    return units.member(Method)(value)
 
 
 def _read_log_level(table: Table) -> Literal["debug", "info", "warning", "error"]:

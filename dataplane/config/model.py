@@ -367,6 +367,18 @@ class Config:
                 return link
         raise KeyError(name)
 
+    def list_named(self, name: str) -> AddressList:
+        """The list of that name; KeyError if there is none."""
+        for one in self.lists:
+            if one.name == name:
+                return one
+        raise KeyError(name)
+
+    @property
+    def watched_files(self) -> frozenset[Path]:
+        """The files of the lists that are to be read again whenever one changes."""
+        return frozenset(file for one in self.lists if one.watch for file in one.files)
+
     @property
     def all_groups(self) -> tuple[Group, ...]:
         """The default group and the named ones."""

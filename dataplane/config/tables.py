@@ -31,6 +31,10 @@ class Faults:
         message = units.printable(message)
         self._found.append(Fault(self._name, line, _dotted(path), message))
 
+    def line(self, path: places.Path) -> int:
+        """The line of a key, or of the nearest thing around it that is in the file."""
+        return self._document.line(path)
+
     def add_line(self, line: int, message: str) -> None:
         """A fault of a line that has no key."""
         self._found.append(Fault(self._name, line, "", message))
@@ -39,8 +43,8 @@ class Faults:
         """By line; those of one line as they were found, none twice."""
         return tuple(dict.fromkeys(sorted(self._found, key=lambda fault: fault.line)))
 
-    def __bool__(self) -> bool:
-        return bool(self._found)
+    def __len__(self) -> int:
+        return len(self._found)
 
 
 class Table:
@@ -68,10 +72,24 @@ class Table:
         """The keys that are in the file, in its order."""
         return tuple(self._values)
 
+    @property
+    def line(self) -> int:
+        """Where the table begins; 0 if it is not in the file."""
+        return self._faults.line(self._path)
+
+    @property
+    def fault_count(self) -> int:
+        """How many faults were found so far, in the whole file."""
+        return len(self._faults)
+
     def length(self, key: str) -> int:
         """How many elements the list of `key` has; 0 if it is none."""
         values = self._values.get(key)
         return len(values) if isinstance(values, list) else 0
+
+    def is_table(self, key: str) -> bool:
+        """Whether the value of `key` is a table."""
+        return isinstance(self._values.get(key), dict)
 
     def fault(self, key: str, message: str, index: int | None = None) -> None:
         """`key`, or the element `index` of its list, is wrong or missing."""
@@ -109,11 +127,11 @@ class Table:
     ) -> list[tuple[int, Value]]:
         """The elements of a list that `read` accepts, each with its place in the list.
 
-        `what` names them in messages. With `alone`, one string may stand without a list; with
-        `empty`, the list may be empty.
+        `what` names them in messages. With `alone`, one string or number may stand without a
+        list; with `empty`, the list may be empty.
         """
         values = self._values.get(key, [])
-        if alone and isinstance(values, str):
+        if alone and isinstance(values, str | int) and not isinstance(values, bool):
             values = [values]
         if not isinstance(values, list) or not (values or empty or key not in self._values):
             self.fault(key, str(units.refuse(f"a list of {what}", values)))
@@ -179,6 +197,26 @@ class Table:
                 message += f'; the nearest known one is "{near[0]}"'
                 self._misspelt.add(near[0])
             self.fault(key, message)
+
+
+def judge_names(tables: Table, others: Mapping[str, str], what: str) -> None:
+    """Each table's name by itself, and names that differ in case only: they read alike everywhere.
+
+    `others` are names in small letters that are taken, each with what has it.
+    """
+    seen = dict(others)
+    for name in tables.names():
+        try:
+            units.link_name(name)
+        except ValueError as error:
+            tables.fault(name, str(error))
+        other = seen.setdefault(name.lower(), f"{what} {name}")
+        if other == f"{what} {name}":
+            continue
+        if other.endswith(f" {name}"):
+            tables.fault(name, f"expected another name than that of {other}")
+        else:
+            tables.fault(name, f"expected more than a difference in case to {other}")
 
 
 def _dotted(path: places.Path) -> str:

@@ -33,6 +33,7 @@ ARGUMENT_BYTES = 4096
 PREFIX = 'an IPv6 prefix such as "2001:db8:a00::/56"'
 
 _RATE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?) ?([kmgt]?)bit", re.ASCII | re.IGNORECASE)
+_TIME = re.compile(r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6})s)?", re.ASCII)
 _POWERS = {"": 0, "k": 3, "m": 6, "g": 9, "t": 12}
 _LINK = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,30}", re.ASCII)
 _GROUP = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]{0,31}", re.ASCII)
@@ -154,6 +155,22 @@ def number(low: Decimal, high: Decimal) -> Callable[[object], float]:
         if not Decimal(value).is_finite() or not low <= value <= high:
             raise refuse(expected, value)
         return float(value)
+
+    return read
+
+
+def duration(least_s: int, most_s: int) -> Callable[[object], int]:
+    """A reader of times such as "30s", "10m" or "1h30m", in milliseconds."""
+
+    def read(value: object) -> int:
+        expected = 'a time such as "30s", "10m" or "1h30m"'
+        if not isinstance(value, str) or not value or not (found := _TIME.fullmatch(value)):
+            raise refuse(expected, value)
+        hours, minutes, seconds = (int(part or 0) for part in found.groups())
+        total_s = hours * 3600 + minutes * 60 + seconds
+        if not least_s <= total_s <= most_s:
+            raise refuse(f"{expected}, from {least_s} s to {most_s // 3600} h", value)
+        return total_s * 1000
 
     return read
 

@@ -24,18 +24,22 @@ class Answers:
         self._netlink: Netlink | None = None
 
     def status(
-        self, health: Mapping[str, dict[str, Any]], faults: Collection[str]
+        self,
+        health: Mapping[str, dict[str, Any]],
+        learned: Mapping[str, Any],
+        faults: Collection[str],
     ) -> dict[str, Any]:
         """The answer of `evenlink status`.
 
-        `health` is the report of those who watch, `faults` are those of the hooks.
+        `health` is the report of those who watch, `learned` of those who learn; `faults` are
+        those of the hooks and of who learns.
         """
         router = self._router
         answer = status_report(
             router.wish, router.history, health, router.engine, router.rates, router.mended
         )
         answer["faults"] += faults
-        return answer
+        return {**answer, **learned}
 
     def explain(self, flows: list[list[str]], dead: list[str]) -> list[dict[str, Any]]:
         """The decisions for these flows, as it is now or as if these links were dead."""

@@ -9,8 +9,8 @@ any more go first, since nothing translates for them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from dataplane.daemon.steps import (
     AddQueueRule,
@@ -83,7 +83,7 @@ def difference(observed: Observed, plan: Plan, known_listing: str = "") -> list[
     `known_listing` is the digest of the listing that our own last load gave. When the table says
     that it is this plan's but lists otherwise, another hand changed it, and it is loaded again.
     """
-    steps = [Step(DeleteRoute(route), PutRoute(route)) for route in _unwanted_ways(observed, plan)]
+    kept, steps = _leave_unwanted(observed.routes, plan)
     steps += [
         Step(AddQueueRule(rule), DeleteQueueRule(rule))
         for rule in sorted(plan.queue_rules - observed.queue_rules)
@@ -92,7 +92,6 @@ def difference(observed: Observed, plan: Plan, known_listing: str = "") -> list[
     # addresses leave by it.
     steps += _table_steps(observed, plan, known_listing)
     steps += _sysctl_steps(observed, plan)
-    kept = observed.routes - set(_unwanted_ways(observed, plan))
     steps += _route_steps(kept, plan.routes)
     steps += [Step(AddRule(rule), DeleteRule(rule)) for rule in sorted(plan.rules - observed.rules)]
     steps += [
@@ -109,13 +108,38 @@ def difference(observed: Observed, plan: Plan, known_listing: str = "") -> list[
     return steps
 
 
-def _unwanted_ways(observed: Observed, plan: Plan) -> list[Route]:
-    """Routes to interfaces that the plan uses no more, and the new table does not translate for."""
-    used = {(route.family, route.interface) for route in plan.routes}
-    return sorted(
-        route
-        for route in observed.routes
-        if route.kind == "unicast" and (route.family, route.interface) not in used
+def _leave_unwanted(observed: frozenset[Route], plan: Plan) -> tuple[frozenset[Route], list[Step]]:
+    """The steps away from interfaces that the plan uses no more, and the routes after them.
+
+    The new table does not translate for these. A multipath route goes on by its other ways.
+    """
+    used = {(route.family, name) for route in plan.routes for name in route.interfaces}
+    kept: set[Route] = set()
+    steps = []
+    for route in sorted(observed):
+        wanted = {name for name in route.interfaces if (route.family, name) in used}
+        left = _confined(route, wanted)
+        if left is not None:
+            kept.add(left)
+        if left is None:
+            steps.append(Step(DeleteRoute(route), PutRoute(route)))
+        elif left != route:
+            steps.append(Step(PutRoute(left), PutRoute(route)))
+    return frozenset(kept), steps
+
+
+def _confined(route: Route, interfaces: Collection[str]) -> Route | None:
+    """The route by these interfaces alone; None if nothing is left of it."""
+    if route.kind == "unreachable" or set(route.interfaces) <= set(interfaces):
+        return route
+    hops = tuple(hop for hop in route.nexthops if hop.interface in interfaces)
+    if not hops:
+        return None
+    if len(hops) > 1:
+        return replace(route, nexthops=hops)
+    only = hops[0]
+    return replace(
+        route, interface=only.interface, gateway=only.gateway, onlink=only.onlink, nexthops=()
     )
 
 

@@ -8,11 +8,14 @@ from collections.abc import Callable, Collection
 
 from dataplane.config.marks import Marks
 from dataplane.daemon.failback import Failback
+from dataplane.decide.compiled import program_of
 from dataplane.decide.facts import FAMILIES, Destination, Family
-from dataplane.decide.failback import Home
+from dataplane.decide.failback import Connection, Home, Homeward
+from dataplane.decide.learned import Known
+from dataplane.decide.policy import policy
 from dataplane.decide.wish import Wish
 from dataplane.errors import Error
-from dataplane.hotpath import Classifier, Program
+from dataplane.hotpath import Classifier
 from dataplane.system import conntrack
 
 log = logging.getLogger("evenlink")
@@ -21,15 +24,19 @@ log = logging.getLogger("evenlink")
 class Connections:
     """Forgets those of links that went, and has failback see to those of links that came."""
 
-    def __init__(self, ask: Callable[[str, int], Destination]) -> None:
-        """`ask` is what main's specific routes say of an address, given the mark `ask`."""
+    def __init__(
+        self, ask: Callable[[str, int], Destination], known: Callable[[], Known | None]
+    ) -> None:
+        """`ask` is what main's specific routes say of an address, given the mark `ask`; `known` is
+        what has been learned by now.
+        """
         # (number, family) of links whose connections are still to be forgotten.
         self._left: set[tuple[int, Family]] = set()
         # The same of what is no more what it was when its connections began.
         self._changed: set[tuple[int, Family]] = set()
         # (link, family) of what returned and was not yet told to failback.
         self._returned: set[tuple[str, Family]] = set()
-        self._failback = Failback(_home, ask)
+        self._failback = Failback(lambda wish: home_by(wish, known()), ask)
 
     def may_have_left(self, numbers: Collection[int]) -> None:
         """Of these links it is not known whether they went."""
@@ -104,7 +111,24 @@ def _ways(wish: Wish) -> dict[int, object]:
     }
 
 
-def _home(wish: Wish) -> Home:
-    """What the wish's program decides of a flow."""
-    classifier = Classifier(Program(wish.program()))
-    return lambda *flow: classifier.classify_flow(*flow).decision
+def home_by(wish: Wish, known: Known | None) -> Home:
+    """What the wish's program decides of a connection; 0 for what is drawn: it belongs nowhere."""
+    classifier = Classifier(program_of(wish, known))
+    rules = policy(wish)
+
+    def home(connection: Connection, interface: str) -> Homeward:
+        known_as = wish.interface_index(interface) if interface in wish.config.lan else None
+        found = classifier.classify_flow(
+            connection.source,
+            connection.destination,
+            connection.protocol,
+            connection.source_port,
+            connection.destination_port,
+            interface=known_as or 0,
+            peek=True,
+        )
+        target = rules[found.rule].outcomes[connection.family].target
+        now = wish.groups.get(target)
+        return Homeward(found.decision, now.group.failback if now else None)
+
+    return home

@@ -81,7 +81,7 @@ class CallbackWorker:
     ) -> None:
         self.number = number
         self._length = length
-        self._classifier = Classifier(program)
+        self._classifier = Classifier(program, int.from_bytes(os.urandom(8)))
         self._orders = {program.serial: 0}
         self._highest = program.serial
         self._order = self._passed = self._batches = 0
@@ -183,7 +183,8 @@ class CallbackWorker:
             payload = packet.get_payload()
         except RuntimeError:  # the message held none
             payload = b""
-        packet.set_mark(self._classifier.mark(payload, packet.mark))
+        self._classifier.now_ms = time.monotonic_ns() // 1_000_000
+        packet.set_mark(self._classifier.mark(payload, packet.mark, packet.indev))
         packet.accept()
         self._passed = order
         if self._leave:

@@ -1,4 +1,4 @@
-"""Takes connections back to a link that has returned, as its `failback` says.
+"""Takes connections back to a link that has returned, as its `failback`, or their group's, says.
 
 "keep" leaves them where they are. "kill" forgets them, so that each goes home with its next packet.
 "drain" forgets each one when it has been idle for a while.
@@ -73,7 +73,7 @@ class Failback:
         """The link carries the family again. Comes when no worker holds a verdict from before, and
         `step` comes right after it.
         """
-        if wish.config.link(link).failback is Mode.KEEP:
+        if not _modes(wish, link) - {Mode.KEEP}:
             return
         self._open[link, family] = 0
         self._start_anew()
@@ -130,14 +130,16 @@ class Failback:
         left: set[Way] = set()
         names = {number: name for name, number in wish.ids.items()}
         for family in sorted({family for _, family in self._open}):
-            returned = {wish.ids[link] for link, its in self._open if its == family}
+            returned = {wish.ids[name] for name, its in self._open if its == family}
             for connection, on in _elsewhere(wish, marks, family):
-                number = home_of(connection, on, returned, policy, home, ask)
-                if number:
-                    if wish.config.link(names[number]).failback is Mode.KILL:
+                homeward = home_of(connection, on, returned, policy, home, ask)
+                if homeward.number:
+                    link = names[homeward.number]
+                    mode = homeward.failback or wish.config.link(link).failback
+                    if mode is Mode.KILL:
                         conntrack.forget_one(connection)
-                    else:
-                        left.add((names[number], family))
+                    elif mode is Mode.DRAIN:
+                        left.add((link, family))
                         self._watch(connection, now_s, watched)
                 yield
         self._watched = watched
@@ -145,7 +147,7 @@ class Failback:
 
     def _passed(self, wish: Wish, left: set[Way]) -> None:
         for way, passes in list(self._open.items()):
-            killed = wish.config.link(way[0]).failback is Mode.KILL
+            killed = Mode.KILL in _modes(wish, way[0])
             if way not in left and (not killed or passes + 1 >= _PASSES_TO_KILL):
                 del self._open[way]
             else:
@@ -195,9 +197,15 @@ def _elsewhere(wish: Wish, marks: Marks, family: Family) -> Iterator[tuple[Conne
                 yield connection, number
 
 
+def _modes(wish: Wish, link: str) -> set[Mode]:
+    """What the link's connections may be told to do when it returns."""
+    said = {now.group.failback for now in wish.groups.values() if link in now.group.links}
+    return {mode or wish.config.link(link).failback for mode in {*said, None}}
+
+
 def _takes_back(wish: Wish, link: str, family: Family) -> bool:
     return (
         link in wish.ids
         and wish.states[link].way(family).alive
-        and wish.config.link(link).failback is not Mode.KEEP
+        and bool(_modes(wish, link) - {Mode.KEEP})
     )

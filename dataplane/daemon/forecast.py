@@ -6,7 +6,7 @@ from typing import Any
 
 from dataplane.config.model import Config
 from dataplane.daemon.apply import check_mask, difference, observe
-from dataplane.daemon.look import Machine, running_table
+from dataplane.daemon.look import Machine, before_of
 from dataplane.daemon.steps import Step
 from dataplane.decide.balance import all_alive
 from dataplane.decide.explain import Situation, explain, parse_flow
@@ -44,8 +44,7 @@ def steps_on_this_machine(config: Config) -> tuple[list[Step], list[str]]:
             config,
             facts,
             key,
-            state.ids,
-            running_table(state),
+            before_of(state),
             judgements=silent,
             drained=state.drained,
         )
@@ -74,6 +73,6 @@ def explanations_by_file(
     state = directory.load()
     nothing_seen = Facts((), native_queue=False)
     alive = all_alive(config)
-    wish = make_wish(config, nothing_seen, key, state.ids, running_table(state), states=alive)
+    wish = make_wish(config, nothing_seen, key, before_of(state), states=alive)
     situation = Situation.of(wish.without(dead))
     return [explain(situation, parse_flow(words), Destination("", "")).as_dict() for words in flows]

@@ -60,7 +60,7 @@ def in_words(wish: Wish, name: str) -> str:
     """The link's state and the reason for it."""
     state = wish.states[name]
     words = f"{state_name(state)}: {why(state)}" if why(state) else state_name(state)
-    kept = not state.alive and any(name in names for names in wish.serving.values())
+    kept = not state.alive and any(wish.in_use(name, family) for family in FAMILIES)
     return f"{words}; it stays in use, since no other link is better" if kept else words
 
 

@@ -9,6 +9,7 @@ from dataplane.config.model import AUTO, Config
 from dataplane.decide.facts import Facts
 from dataplane.decide.liveness import link_states
 from dataplane.decide.slots import SlotTable
+from dataplane.decide.wish import Before
 from dataplane.system import nft
 from dataplane.system.netlink import Netlink
 from dataplane.system.state import State
@@ -67,8 +68,7 @@ class Machine:
         return tuple(sorted(found.items()))
 
 
-def running_table(state: State) -> SlotTable | None:
-    """The home table that an earlier start left, if it left one."""
-    if not state.home_links:
-        return None
-    return SlotTable(state.home_links, state.home_slots)
+def before_of(state: State) -> Before:
+    """What an earlier start left of numbers and home tables."""
+    homes = {name: SlotTable(*table) for name, table in state.homes.items()}
+    return Before(state.ids, homes)

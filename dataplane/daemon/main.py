@@ -10,21 +10,27 @@ import resource
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dataplane.config.load import read_file
+from dataplane.config.lists import reread
+from dataplane.config.load import read_file, read_list_file
 from dataplane.config.model import Config
 from dataplane.daemon.answers import Answers
+from dataplane.daemon.choosing import Choosing
 from dataplane.daemon.control import ControlServer
 from dataplane.daemon.events import Feed, Transition
+from dataplane.daemon.filewatch import FileWatch
 from dataplane.daemon.hooks import Hooks
+from dataplane.daemon.learn import Learning
 from dataplane.daemon.messages import Drain, Explain, Reload, Request, Restore, Status, Stop
 from dataplane.daemon.router import Router
 from dataplane.daemon.watch import Watch
 from dataplane.decide.facts import Facts
+from dataplane.decide.learned import Known
 from dataplane.decide.liveness import link_states
 from dataplane.decide.slots import SLOTS
 from dataplane.errors import DaemonError, Error
@@ -92,11 +98,15 @@ class _Daemon:
         self._answers = Answers(self._router)
         self._router_thread = ThreadPoolExecutor(1, "router")
         self._answers_thread = ThreadPoolExecutor(1, "answers")
+        self._choosing = Choosing(config)
         self._changed = asyncio.Event()
         self._judged = asyncio.Event()
         self._watch_if_claimed: Watch | None = None
+        self._learning_if_claimed: Learning | None = None
+        self._files_if_claimed: FileWatch | None = None
         # What was seen of the machine, and what is made of it, belong together.
         self._turn = asyncio.Lock()
+        self._reloading = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending: asyncio.Future[bool] | None = None
         self._stopped = False
@@ -105,6 +115,16 @@ class _Daemon:
     def _watch(self) -> Watch:
         assert self._watch_if_claimed is not None, "made before anything is watched"
         return self._watch_if_claimed
+
+    @property
+    def _learning(self) -> Learning:
+        assert self._learning_if_claimed is not None, "made before anything is learned"
+        return self._learning_if_claimed
+
+    @property
+    def _files(self) -> FileWatch:
+        assert self._files_if_claimed is not None, "made before a file is in force"
+        return self._files_if_claimed
 
     async def _call(self, what: Callable[..., Answer], *arguments: Any) -> Answer:
         """On the router's thread."""
@@ -136,6 +156,10 @@ class _Daemon:
             self._watch_if_claimed = Watch(self._judged.set, self._router.silent_before)
             last.callback(self._watch.close)
             config = self._router.config
+            self._learning_if_claimed = Learning(config, self._learned)
+            last.push_async_callback(self._learning.stop)
+            self._files_if_claimed = FileWatch(lambda: self._begin(self._reread()))
+            last.callback(self._files.close)
             control = ControlServer(
                 config.control_socket, config.control_group, self._answer, self._feed
             )
@@ -159,11 +183,14 @@ class _Daemon:
         undo = True
         try:
             self._watch.serve(self._router.wish.link_marks)
+            await self._learning.start()
+            self._files.take(self._router.config.watched_files)
             await control.start()
             for one in listener.sockets:
                 loop.add_reader(one, self._told, listener, one)
             self._begin(self._follow_machine())
             self._begin(self._follow_health())
+            self._begin(self._follow_load())
             self._begin(self._sample())
             self._say_ready()
             undo = await self._ending
@@ -243,6 +270,21 @@ class _Daemon:
         async with self._turn:
             await self._call(self._router.judge, self._watch.judgements())
 
+    async def _follow_load(self) -> None:
+        """Measures, where a group's link depends on it."""
+        while True:
+            if self._choosing.needed:
+                await self._survive(self._choose)
+            await asyncio.sleep(self._choosing.interval_s)
+
+    async def _choose(self) -> None:
+        async with self._turn:
+            counters = await self._call(self._router.counters)
+            choices = self._choosing.sample(
+                time.monotonic(), counters, self._watch.round_trips(), self._router.wish.served
+            )
+            await self._call(self._router.choose, choices)
+
     async def _sample(self) -> None:
         while True:
             await self._survive(lambda: self._call(self._router.sample))
@@ -271,18 +313,41 @@ class _Daemon:
     async def _reload(self) -> None:
         if self._stopped:
             raise DaemonError("the daemon is ending")
-        config = read_file(self._path)
+        async with self._reloading:
+            # A list of a million prefixes takes seconds, in which links are watched as ever.
+            await self._take(await asyncio.to_thread(read_file, self._path))
+        log.info("reloaded %s", self._path)
+
+    async def _take(self, config: Config) -> None:
         async with self._turn:
             facts = await self._call(self._router.look, config)
             await self._call(self._router.reload, config, facts, self._watch.judgements())
+            self._choosing.take(config)
             self._watch.take(config)
             self._watch.see(facts, link_states(config, facts))
             self._watch.serve(self._router.wish.link_marks)
         # A link by another interface or gateway is not what was judged before.
         self._judged.set()
+        await self._learning.take(config)
+        self._files.take(config.watched_files)
         self._hooks.replace(config.on_change)
         log.setLevel(config.log_level.upper())
-        log.info("reloaded %s", self._path)
+
+    async def _reread(self) -> None:
+        """Files of lists that are watched have changed. A fault leaves the old lists in force."""
+        try:
+            async with self._reloading:
+                await self._take(
+                    await asyncio.to_thread(reread, self._router.config, read_list_file)
+                )
+            log.info("lists are read again, since their files have changed")
+        except Error as fault:
+            log.error("changed files of lists are refused, the old ones stay in force: %s", fault)
+        except Exception:
+            log.exception("reading lists again failed, the old ones stay in force")
+
+    def _learned(self, known: Known) -> None:
+        self._begin(self._survive(lambda: self._call(self._router.learn, known)))
 
     async def _set_by_hand(self, what: Callable[[str], None], link: str) -> None:
         """What is refused now is tried again at the next look."""
@@ -294,8 +359,11 @@ class _Daemon:
             raise DaemonError("the daemon is ending")
         match request:
             case Status():
-                health, faults = self._watch.report(), self._hooks.faults()
-                return await self._run(self._answers_thread, self._answers.status, health, faults)
+                health, learned = self._watch.report(), self._learning.report()
+                faults = [*self._hooks.faults(), *self._learning.faults()]
+                return await self._run(
+                    self._answers_thread, self._answers.status, health, learned, faults
+                )
             case Explain(flows, dead):
                 return await self._run(self._answers_thread, self._answers.explain, flows, dead)
             case Drain(link):

@@ -53,7 +53,7 @@ def status_report(
     `health` has by link what its targets said, the hold that is left, and faults.
     """
     marks = Marks(wish.config.mark_mask)
-    wanted = weights(wish.config)
+    wanted = weights(wish.config, wish.config.balance)
     total = sum(wanted.values())
     held = {family: table.shares() for family, table in wish.tables.items()}
     links = []

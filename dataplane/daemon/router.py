@@ -6,6 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -25,16 +26,18 @@ from dataplane.daemon.connections import Connections
 from dataplane.daemon.engine import QueueEngine
 from dataplane.daemon.events import Transition
 from dataplane.daemon.history import LinkHistory, followed, in_words
-from dataplane.daemon.look import Machine, running_table
+from dataplane.daemon.look import Machine, before_of
 from dataplane.daemon.report import RateMeter
+from dataplane.decide.balance import Choices
+from dataplane.decide.compiled import program_of
 from dataplane.decide.facts import FAMILIES, Facts, Family
 from dataplane.decide.fit import absences, conflicts, doubts
+from dataplane.decide.learned import Known
 from dataplane.decide.liveness import Condition, Judgements
 from dataplane.decide.plan import Plan
 from dataplane.decide.slots import SLOTS, moved
 from dataplane.decide.wish import Wish, make_wish
 from dataplane.errors import Error, MachineError, UsageError
-from dataplane.hotpath import Program
 from dataplane.system import capabilities, iptables, nft, sysctl
 from dataplane.system.alone import NamespaceLock
 from dataplane.system.state import State, StateDirectory
@@ -62,8 +65,10 @@ class Router:
         self._wish: Wish | None = None
         self._engine: QueueEngine | None = None
         self._serial = 0
+        self._choices: Choices = {}
+        self.known: Known | None = None
         self._connections = Connections(
-            lambda *asked: self._machine.netlink.destination(*asked),
+            lambda *asked: self._machine.netlink.destination(*asked), lambda: self.known
         )
         self.history: dict[str, LinkHistory] = {}
         self.rates = RateMeter()
@@ -155,12 +160,11 @@ class Router:
             config,
             facts,
             key,
-            before.ids,
-            running_table(before),
+            before_of(before),
             judgements=judgements,
             drained=before.drained,
         )
-        program = Program(wish.program())
+        program = program_of(wish, self.known)
         self._engine = QueueEngine(config.queue, program)
         self._engine.start()
         plan = wish.plan()
@@ -213,11 +217,10 @@ class Router:
             old.config,
             facts,
             old.key,
-            old.ids,
-            old.home,
+            old.before,
             judgements=judgements,
             drained=self._state.drained,
-            served=old.serving,
+            choices=self._choices,
         )
 
     def reload(self, config: Config, facts: Facts, judgements: Judgements) -> None:
@@ -237,11 +240,10 @@ class Router:
             config,
             facts,
             key,
-            self._state.ids,
-            old.home,
+            replace(old.before, ids=self._state.ids),
             judgements=judgements,
             drained=self._state.drained,
-            served=old.serving,
+            choices=self._choices,
         )
         if config.queue == old.config.queue:
             self._switch(wish)
@@ -253,8 +255,34 @@ class Router:
                 with contextlib.suppress(Error):  # else the next look tries again
                     self._replace_engine(old)
                 raise
-        log.info("%d of %d slots move to another link", moved(old.home, wish.home), SLOTS)
+        count = moved(old.default.home, wish.default.home)
+        log.info("%d of %d slots move to another link", count, SLOTS)
         self._settle_connections()
+
+    def choose(self, choices: Choices) -> None:
+        """Follows what measurements prefer; links and machine are as before."""
+        if choices == self._choices:
+            return
+        self._choices = choices
+        old = self.wish
+        wish = make_wish(
+            old.config, old.facts, old.key, old.before, states=old.states, choices=choices
+        )
+        if wish != old:
+            self._switch(wish)
+            self._settle_connections()
+
+    def learn(self, known: Known) -> None:
+        """Gives the workers what is known of names and applications now."""
+        self.known = known
+        program = program_of(self.wish, known)
+        self.engine.swap(program)
+        self._serial = program.serial
+
+    def counters(self) -> dict[str, tuple[int, int]]:
+        """By interface of the links, the bytes received and sent since it exists."""
+        names = frozenset(link.interface for link in self.wish.config.links)
+        return self._machine.netlink.counters(names)
 
     def drain(self, name: str) -> None:
         """Takes a link out for new connections; those that it has stay.
@@ -307,7 +335,7 @@ class Router:
     def _replace_engine(self, wish: Wish) -> None:
         """Between two listeners the kernel settles connections itself."""
         self.engine.stop()
-        program = Program(wish.program())
+        program = program_of(wish, self.known)
         self._engine = QueueEngine(wish.config.queue, program)
         self._engine.start()
         self._serial = program.serial
@@ -315,14 +343,14 @@ class Router:
     def _switch(self, wish: Wish) -> None:
         """From the wish in force to another: the workers' program first, then the kernel."""
         old, state = self.wish, self._state
-        program = Program(wish.program())
+        program = program_of(wish, self.known)
         self.engine.swap(program)
         try:
             self._state = _state_of(state, wish)
             plan = wish.plan()
             self._apply(plan, self._observe(plan))
         except BaseException:
-            self.engine.swap(Program(old.program()))
+            self.engine.swap(program_of(old, self.known))
             self._state = state
             with contextlib.suppress(Error):
                 self._directory.store(state)
@@ -392,8 +420,7 @@ class Router:
         To be called every second or two.
         """
         self._connections.step(self.wish)
-        names = frozenset(link.interface for link in self.wish.config.links)
-        self.rates.sample(time.monotonic(), self._machine.netlink.counters(names))
+        self.rates.sample(time.monotonic(), self.counters())
 
 
 def _refuse(faults: Sequence[str]) -> None:
@@ -403,12 +430,12 @@ def _refuse(faults: Sequence[str]) -> None:
 
 def _state_of(state: State, wish: Wish) -> State:
     """What has to be known later of this wish."""
-    numbers = set(wish.ids.values())
+    ids = wish.before.ids
+    numbers = set(ids.values())
     return _with(
         state,
-        ids={name: n for name, n in state.ids.items() if n not in numbers} | dict(wish.ids),
-        home_links=wish.home.links,
-        home_slots=wish.home.slots,
+        ids={name: n for name, n in state.ids.items() if n not in numbers} | dict(ids),
+        homes={name: (home.links, home.slots) for name, home in wish.homes.items()},
         silent=tuple(
             (name, family)
             for name, link in wish.states.items()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from dataplane.decide.facts import FAMILIES
+from dataplane.decide.multipath import Nexthop
 from dataplane.decide.plan import MAIN_TABLE, PROTOCOL, QueueRule, Route, Rule
 from dataplane.decide.ruleset import TABLE
 from dataplane.system import iptables, nft, sysctl
@@ -67,7 +68,9 @@ class DeleteRoute:
 
     @property
     def line(self) -> str:
-        return f"ip -{self.route.family} route del {_route_words(self.route)}"
+        # A multipath route is the only one in its place.
+        words = _place_words(self.route) if self.route.nexthops else _route_words(self.route)
+        return f"ip -{self.route.family} route del {words}"
 
     def perform(self, netlink: Netlink) -> None:
         netlink.delete_route(self.route)
@@ -179,13 +182,25 @@ def summary_of(change: Change) -> str:
 
 def _route_words(route: Route) -> str:
     if route.kind == "unreachable":
-        where = "unreachable default"
-    else:
-        via = f"via {route.gateway} " if route.gateway else ""
-        source = f" src {route.source}" if route.source else ""
-        onlink = " onlink" if route.onlink else ""
-        where = f"default {via}dev {route.interface}{onlink}{source}"
-    return f"{where} table {route.table} metric {route.metric} proto {PROTOCOL}"
+        return f"unreachable {_place_words(route)}"
+    source = f"src {route.source} " if route.source else ""
+    if route.nexthops:
+        hops = "".join(
+            f" nexthop {_way_words(hop)} weight {hop.weight}{' onlink' if hop.onlink else ''}"
+            for hop in route.nexthops
+        )
+        return f"default {source}{_place_words(route).removeprefix('default ')}{hops}"
+    onlink = "onlink " if route.onlink else ""
+    place = _place_words(route).removeprefix("default ")
+    return f"default {_way_words(route)} {onlink}{source}{place}"
+
+
+def _place_words(route: Route) -> str:
+    return f"default table {route.table} metric {route.metric} proto {PROTOCOL}"
+
+
+def _way_words(way: Route | Nexthop) -> str:
+    return f"via {way.gateway} dev {way.interface}" if way.gateway else f"dev {way.interface}"
 
 
 def _rule_words(rule: Rule) -> str:

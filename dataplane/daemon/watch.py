@@ -111,6 +111,14 @@ class Watch:
             for family, judgement in watched.judgements.items()
         }
 
+    def round_trips(self) -> dict[tuple[str, Family], float | None]:
+        """By link and family, the round trip in ms to the nearest target beyond the gateway."""
+        return {
+            (name, family): watched.round_trip_ms(family)
+            for name, watched in self._links.items()
+            for family in FAMILIES
+        }
+
     def report(self) -> dict[str, dict[str, Any]]:
         """By link, what each target said last, and how long the link's hold is."""
         return {name: watched.report() for name, watched in self._links.items()}
@@ -258,6 +266,16 @@ class _Watched:
 
     def _now_ms(self) -> float:
         return self._loop.time() * 1000
+
+    def round_trip_ms(self, family: Family) -> float | None:
+        """Smoothed; None when no target beyond the gateway answered lately."""
+        now_ms = self._now_ms()
+        known = (
+            trip.smooth_ms(now_ms)
+            for (_, target, of), trip in self._trips.items()
+            if of == family and not target.gateway
+        )
+        return min((one for one in known if one is not None), default=None)
 
     def report(self) -> dict[str, Any]:
         now_ms = self._now_ms()

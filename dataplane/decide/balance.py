@@ -1,78 +1,103 @@
-"""Config and link states -> slot tables by family -> the program that the workers run."""
+"""What each group does now: its slots, the links that serve, and the one that is preferred."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
 
-from dataplane.config.marks import Marks
-from dataplane.config.model import Config
+from dataplane.config.model import Config, Group, Method
 from dataplane.decide.facts import FAMILIES, Family
 from dataplane.decide.liveness import Condition, LinkState, Way, serving
-from dataplane.decide.program import ProgramRule, compile_program
 from dataplane.decide.slots import SLOTS, SlotTable, home, overlay, reweight
 
+# Which link a group prefers now, by group and family: what was measured says so.
+Choices = Mapping[str, Mapping[Family, str]]
+# The links of each group that served before, by family.
+Served = Mapping[str, Mapping[Family, frozenset[str]]]
 
-def weights(config: Config) -> dict[str, Fraction]:
-    """What the shares of the balanced links are in proportion to."""
-    return {name: config.link(name).weight for name in config.balance.links}
+MOST_GROUPS = 64
+
+# Methods by which all new connections of a group go to one link at a time.
+PREFERRING = frozenset({Method.FAILOVER, Method.OVERFLOW, Method.LEAST_USED, Method.LOWEST_LATENCY})
 
 
-def home_table(config: Config, running: SlotTable | None) -> SlotTable:
+@dataclass(frozen=True, slots=True)
+class GroupNow:
+    """A group as it is now.
+
+    `serving` are the links that take its new connections, by family; a family that no link of it
+    is set up for is left out. `tables` are the slots, with the others' lent to those that serve,
+    or all of them the preferred link's. `preferred` is empty but for the methods that send
+    everything to one link at a time. `living` are the families that a link of it carries well.
+    """
+
+    group: Group
+    home: SlotTable
+    serving: Mapping[Family, frozenset[str]]
+    tables: Mapping[Family, SlotTable]
+    preferred: Mapping[Family, str]
+    living: frozenset[Family]
+
+
+def weights(config: Config, group: Group) -> dict[str, Fraction]:
+    """What the shares of the group's links are in proportion to."""
+    return {name: config.link(name).weight for name in group.links}
+
+
+def home_table(config: Config, group: Group, running: SlotTable | None) -> SlotTable:
     """The home table: fresh, or the running one moved as little as the new weights demand."""
-    wanted = weights(config)
-    return home(wanted) if running is None else reweight(running, wanted)
+    return _home(running, tuple(sorted(weights(config, group).items())))
 
 
-def families_serving(
+@lru_cache(maxsize=2 * MOST_GROUPS)
+def _home(running: SlotTable | None, wanted: tuple[tuple[str, Fraction], ...]) -> SlotTable:
+    """Remembered: every look at the machine asks for all groups again, and a table takes 9 ms."""
+    return home(dict(wanted)) if running is None else reweight(running, dict(wanted))
+
+
+def group_now(
     config: Config,
+    group: Group,
+    home: SlotTable,
     states: Mapping[str, LinkState],
     before: Mapping[Family, frozenset[str]],
-) -> dict[Family, frozenset[str]]:
-    """By family, the balanced links that hold slots now.
+    choice: Mapping[Family, str],
+) -> GroupNow:
+    """The group with its links in these states.
 
-    A family that no link is set up for is left out: it is left to main. `before` is what this
-    said of the states before.
+    `before` is the `serving` of the time before, `choice` what measurements prefer, by family; a
+    choice that does not serve is none.
     """
-    among = config.balance.links
     found = {
-        family: serving(states, family, among, before.get(family, frozenset()))
+        family: serving(states, family, group.links, before.get(family, frozenset()))
         for family in FAMILIES
     }
-    return {family: names for family, names in found.items() if names}
-
-
-def family_tables(
-    config: Config, table: SlotTable, serving: Mapping[Family, frozenset[str]]
-) -> dict[Family, SlotTable]:
-    """The slots as they are now, by family: the others' are lent to those that serve."""
-    wanted = weights(config)
-    return {family: overlay(table, names, wanted) for family, names in serving.items()}
-
-
-def program_block(
-    config: Config, ids: Mapping[str, int], tables: Mapping[Family, SlotTable], key: int
-) -> bytes:
-    """The flat program: today one rule without conditions, the default group."""
-    marks = Marks(config.mark_mask)
-    numbered = {
-        family: table.slots.translate(bytes(ids[name] for name in table.links).ljust(256, b"\0"))
-        for family, table in tables.items()
-    }
-    main_only = bytes([marks.main]) * SLOTS
-    return compile_program(
-        marks=marks,
-        key=key,
-        rules=[
-            ProgramRule(
-                name=config.balance.name,
-                fields=config.balance.fields,
-                symmetric=config.balance.symmetric,
-                tables={family: numbered.get(family, main_only) for family in FAMILIES},
-            )
-        ],
+    serves = {family: names for family, names in found.items() if names}
+    preferred: dict[Family, str] = {}
+    if group.method in PREFERRING:
+        preferred = {
+            family: _preferred(group, names, choice.get(family)) for family, names in serves.items()
+        }
+        tables = {family: _all_of(home, name) for family, name in preferred.items()}
+    else:
+        wanted = weights(config, group)
+        tables = {family: overlay(home, names, wanted) for family, names in serves.items()}
+    living = frozenset(
+        family for family in FAMILIES if any(states[name].way(family).alive for name in group.links)
     )
+    return GroupNow(group, home, serves, tables, preferred, living)
+
+
+def _preferred(group: Group, serving: frozenset[str], choice: str | None) -> str:
+    if choice in serving and group.method is not Method.FAILOVER:
+        return choice
+    return next(name for name in group.links if name in serving)
+
+
+def _all_of(home: SlotTable, name: str) -> SlotTable:
+    return SlotTable(home.links, bytes([home.links.index(name)]) * SLOTS)
 
 
 def without(states: Mapping[str, LinkState], dead: Collection[str]) -> dict[str, LinkState]:

@@ -7,9 +7,11 @@ nft 1.0.6 cannot combine two registers bitwise.
 from __future__ import annotations
 
 from dataplane.config.model import Fields, Nat
+from dataplane.decide.copies import copy_chains
 from dataplane.decide.facts import Family
 from dataplane.decide.output import output_ask, output_restore
-from dataplane.decide.plan import Plan, PlannedLink, slots_balanced, uses_nat
+from dataplane.decide.plan import Plan, slots_balanced
+from dataplane.decide.planned import PlannedLink, uses_nat
 from dataplane.decide.slots import SLOTS
 from dataplane.decide.spelling import (
     ADDRESS,
@@ -21,6 +23,7 @@ from dataplane.decide.spelling import (
     exempt_marks,
     interfaces,
     link_interfaces,
+    one_of,
     ours,
     resolver_maps,
     restore_map,
@@ -72,6 +75,9 @@ def all_chains(plan: Plan) -> list[tuple[str, list[str]]]:
     clamped = _forward_mss(plan)
     if clamped:
         chains.append(("forward_mss", clamped))
+    chains += copy_chains(plan)
+    if plan.groups:
+        chains.append(("postrouting_spread", _postrouting_spread(plan)))
     chains.append(("postrouting_nat", _postrouting_nat(plan)))
     chains.append(("save", _save(plan)))
     if any(uses_nat(planned) for planned in plan.links):
@@ -93,6 +99,7 @@ def pair_set(planned: PlannedLink, family: Family) -> str:
 def _mark_chains(plan: Plan) -> list[tuple[str, list[str]]]:
     """One chain a decision, which puts it into the packet's mark."""
     decisions = [(f"mark_{planned.id}", planned.mark) for planned in plan.links]
+    decisions += [(f"mark_{group.id}", group.mark) for group in plan.groups]
     decisions.append(("mark_main", plan.marks.mark(plan.marks.main)))
     decisions.append(("mark_reject", plan.marks.mark(plan.marks.reject)))
     return [(name, [assign("meta", plan, mark), "accept"]) for name, mark in decisions]
@@ -218,7 +225,10 @@ def _settle_hook(plan: Plan, kind: str, hook: str) -> list[str]:
 
 
 def _settle(plan: Plan) -> list[str]:
-    """The pair's remembered link while it lives, else jhash with the same shares."""
+    """The pair's remembered link while it lives, else jhash with the same shares.
+
+    Where the kernel's multipath route spreads the default group, it does so here, too.
+    """
     rules = []
     for family in plan.families:
         address = ADDRESS[family]
@@ -228,8 +238,11 @@ def _settle(plan: Plan) -> list[str]:
                     f"{address} saddr . {address} daddr @{pair_set(planned, family)} "
                     f"goto mark_{planned.id}"
                 )
+    spread = plan.spread
     for family in plan.families:
-        if slots_balanced(plan, family):
+        if spread and family in spread.families:
+            rules.append(f"{NFPROTO[family]} goto mark_{spread.id}")
+        elif slots_balanced(plan, family):
             rules += _jhash(plan, family)
     return [*rules, "goto mark_main"]
 
@@ -273,6 +286,33 @@ def _forward_mss(plan: Plan) -> list[str]:
                     f"tcp option maxseg size set {mss}"
                 )
     return [base("filter", "forward", "mangle"), *rules] if rules else []
+
+
+def _postrouting_spread(plan: Plan) -> list[str]:
+    """Once a multipath route has chosen, an ecmp group's mark becomes that of the link.
+
+    Where links share an interface, the route's nexthop tells. Nothing is routed anew here.
+    """
+    marks = one_of(f"{group.mark:#010x}" for group in plan.groups)
+    alone = [
+        f'"{planned.link.interface}" : goto mark_{planned.id}'
+        for planned in plan.links
+        if not planned.shared
+    ]
+    rules = [
+        base("filter", "postrouting", "mangle - 5"),
+        f"{ours('meta', plan)} != {marks} accept",
+    ]
+    if alone:
+        rules.append(f"oifname vmap {{ {', '.join(alone)} }}")
+    for planned in plan.links:
+        rules += [
+            f'oifname "{planned.link.interface}" rt {ADDRESS[family]} nexthop '
+            f"{planned.gateway(family)} goto mark_{planned.id}"
+            for family in plan.families
+            if planned.shared and planned.gateway(family)
+        ]
+    return rules
 
 
 def _by_link(planned: PlannedLink, plan: Plan) -> str:

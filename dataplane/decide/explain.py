@@ -9,11 +9,12 @@ from typing import Any
 
 from dataplane.config.marks import Marks
 from dataplane.config.model import Config, Link, Nat
+from dataplane.decide.compiled import program_of
 from dataplane.decide.facts import Destination, Facts, Family
 from dataplane.decide.liveness import Condition, LinkState, source_towards
 from dataplane.decide.plan import table_of
 from dataplane.decide.wish import Wish
-from dataplane.hotpath import Classifier, Program
+from dataplane.hotpath import Classifier
 
 _DHCP_PORTS = frozenset({67, 68, 546, 547})
 _UDP = 17
@@ -69,7 +70,7 @@ class Situation:
     @classmethod
     def of(cls, wish: Wish) -> Situation:
         """What the wish would do."""
-        classifier = Classifier(Program(wish.program()))
+        classifier = Classifier(program_of(wish))
         return cls(wish.config, wish.ids, wish.states, wish.facts, classifier)
 
     @property

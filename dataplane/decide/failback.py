@@ -7,13 +7,10 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import NamedTuple, Self
 
-from dataplane.config.model import Config, Nat
+from dataplane.config.model import Config, Failback, Nat
 from dataplane.decide.facts import Destination, Facts, Family
 from dataplane.decide.liveness import LinkState
 
-# Source, destination, protocol, source port, destination port -> the decision of the program in
-# force. Addresses are 4 or 16 bytes.
-Home = Callable[[bytes, bytes, int, int, int], int]
 # What main's connected and specific routes say of an address.
 Ask = Callable[[IPv4Address | IPv6Address], Destination]
 
@@ -44,6 +41,21 @@ class Connection(NamedTuple):
     zone: int
 
 
+class Homeward(NamedTuple):
+    """Where a connection belongs: the decision of the program in force, and what its group says of
+    going there; None leaves that to the link.
+    """
+
+    number: int
+    failback: Failback | None = None
+
+
+STAYS = Homeward(0)
+# A connection, and the interface of the LAN side it came by, empty where none asks for that or it
+# is the router's own.
+Home = Callable[[Connection, str], Homeward]
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """What says that a connection was not balanced, though its link's mark is on it.
@@ -51,6 +63,7 @@ class Policy:
     `lan` are the interfaces of the LAN side. `pinned_sources` are the links' own addresses,
     `pinned_prefixes` the providers' delegated prefixes, `resolvers` those of all links, whether or
     not they are pinned now. `own_balanced`: the router's own connections are balanced, too.
+    `by_interface`: rules ask for the interface that a connection came by.
     """
 
     lan: frozenset[str]
@@ -58,6 +71,7 @@ class Policy:
     pinned_prefixes: tuple[IPv6Network, ...]
     resolvers: frozenset[bytes]
     own_balanced: bool
+    by_interface: bool
 
     @classmethod
     def of(cls, config: Config, facts: Facts, states: Mapping[str, LinkState]) -> Self:
@@ -76,27 +90,23 @@ class Policy:
             ),
             resolvers=frozenset(one.packed for link in config.links for one in link.resolvers),
             own_balanced=config.own_traffic == "balance",
+            by_interface=any(rule.interfaces for rule in config.rules),
         )  # fmt: skip
 
 
 def home_of(
     connection: Connection, on: int, returned: Collection[int], policy: Policy, home: Home, ask: Ask
-) -> int:
-    """The returned link that a new connection like this one would take, else 0.
+) -> Homeward:
+    """The returned link that a new connection like this one would take, else STAYS.
 
-    `on` is the number of the link that carries it. 0 as well for what was never balanced: what
+    `on` is the number of the link that carries it. What was never balanced stays as well: what
     came in from outside or from beside the LAN, has a specific route of main, or is pinned.
     """
-    found = home(
-        connection.source,
-        connection.destination,
-        connection.protocol,
-        connection.source_port,
-        connection.destination_port,
-    )
-    if found == on or found not in returned:
-        return 0
-    return found if balanced(connection, policy, ask) else 0
+    interface = ask(ip_address(connection.source)).interface if policy.by_interface else ""
+    found = home(connection, interface)
+    if found.number == on or found.number not in returned:
+        return STAYS
+    return found if balanced(connection, policy, ask) else STAYS
 
 
 def balanced(connection: Connection, policy: Policy, ask: Ask) -> bool:

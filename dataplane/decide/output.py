@@ -11,6 +11,7 @@ from dataplane.decide.spelling import (
     decided,
     exempt_marks,
     link_interfaces,
+    one_of,
     ours,
     resolver_maps,
     restore_map,
@@ -23,15 +24,19 @@ _PROBES = f"{PROBE_PRIORITY >> 16:04x}:{PROBE_PRIORITY & 0xFFFF:04x}"
 def output_restore(plan: Plan) -> list[str]:
     """The router's own packets. A socket that set our bits itself has chosen its link.
 
-    So have probes, but their connections are not the link's: nobody counts or forgets them.
+    So have probes, but their connections are not the link's: nobody counts or forgets them. Who
+    chose an ecmp group keeps the link that it was given.
     """
     rules = [base("route", "output", "mangle - 5")]
     if 6 not in plan.families:
         rules.append("meta nfproto ipv6 accept")
     probe = plan.marks.mark(plan.marks.probe)
+    spread = one_of(f"{group.mark:#010x}" for group in plan.groups)
+    kept = [f"{ours('meta', plan)} == {spread} {restore_map(plan)}"] if plan.groups else []
     return [
         *rules,
         f"meta priority {_PROBES} {ours('ct', plan)} == 0x00000000 {assign('ct', plan, probe)}",
+        *kept,
         f"{decided(plan)} accept",
         *exempt_marks(plan),
         restore_map(plan),

@@ -13,7 +13,7 @@ Order of the ip rules (why each stands where it stands is in docs/design/0004-pa
     30003  reject   -> unreachable
     30010+ exempt marks, compared whole -> main
     30100+ sockets bound to a link's interface -> its table
-    30300+ a link's mark -> its table
+    30300+ a link's mark, or an ecmp group's -> its table
     30500+ a link's address as source -> its table
     30700  the router's own, not yet decided -> our last table (where own_traffic is "balance")
     32767  behind main: whatever found no route -> our last table
@@ -22,16 +22,20 @@ Order of the ip rules (why each stands where it stands is in docs/design/0004-pa
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from ipaddress import IPv6Network
 from typing import Literal
 
 from dataplane.config.marks import Marks
-from dataplane.config.model import Config, Group, Link, Nat, Queue
-from dataplane.decide.facts import FAMILIES, Facts, Family, InterfaceFacts
-from dataplane.decide.liveness import Address, Condition, LinkState, Way, source_towards
+from dataplane.config.model import Config, Group, Queue
+from dataplane.decide.facts import FAMILIES, Facts, Family
+from dataplane.decide.liveness import Condition, LinkState, Way
+from dataplane.decide.multipath import NO_GATEWAY6, EcmpGroup, Nexthop, merged, nexthop_weights
+from dataplane.decide.planned import PlannedLink, onlink, planned_link, source_of
 from dataplane.decide.slots import SLOTS, SlotTable
+from dataplane.decide.wanted import learns_answers, learns_packets
 
 PROTOCOL = 201
 LAST_TABLE = 7000
@@ -56,7 +60,9 @@ PRIORITY_LAST = 32767
 class Route:
     """A default route in one of our tables. `kind` unreachable has no interface.
 
-    `onlink`: no network of the interface has the gateway, which is there all the same.
+    `onlink`: no network of the interface has the gateway, which is there all the same. With
+    `nexthops`, two or more and sorted, it is a multipath route: interface, gateway and onlink are
+    theirs.
     """
 
     family: Family
@@ -67,6 +73,14 @@ class Route:
     gateway: str = ""
     source: str = ""
     onlink: bool = False
+    nexthops: tuple[Nexthop, ...] = ()
+
+    @property
+    def interfaces(self) -> tuple[str, ...]:
+        """Those that it leads to."""
+        if self.nexthops:
+            return tuple(hop.interface for hop in self.nexthops)
+        return (self.interface,) if self.interface else ()
 
     @property
     def place(self) -> tuple[int, int, int]:
@@ -114,29 +128,17 @@ class Sysctl:
 
 
 @dataclass(frozen=True, slots=True)
-class PlannedLink:
-    """A link with its number and what the rules need to know of the machine.
+class PlannedGroup:
+    """An ecmp group: its number is a decision as a link's is, with a mark and a table of its own.
 
-    `shared`: another link uses the same interface, told apart by mark and by gateway's MAC.
-    `own_addresses` leaves out those that another link has too: they identify nobody, and are the
-    `doubtful_addresses`. `slots` are those that it holds now, by family. `resolvers` are those
-    that are pinned to it now.
+    `families` are those in which a way leads out of its table.
     """
 
+    name: str
     id: int
     mark: int
     table: int
-    link: Link
-    shared: bool
-    gateway_macs: tuple[str, ...]
-    own_addresses: tuple[Address, ...]
-    doubtful_addresses: tuple[Address, ...]
-    slots: tuple[int, int]
-    mss: int | None
-    resolvers: tuple[Address, ...] = ()
-
-    def slots_of(self, family: Family) -> int:
-        return self.slots[FAMILIES.index(family)]
+    families: tuple[Family, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,10 +146,13 @@ class Plan:
     """What the kernel should hold.
 
     `seed` is of the fallback's jhash; `slots_digest` changes when any slot changes its link.
+    `groups` are the ecmp groups. The last two say whether first packets of connections are copied,
+    and DNS answers, since something is to be learned from them.
     """
 
     marks: Marks
     links: tuple[PlannedLink, ...]
+    groups: tuple[PlannedGroup, ...]
     lan: tuple[str, ...]
     lan_prefixes6: tuple[IPv6Network, ...]
     families: tuple[Family, ...]
@@ -162,6 +167,13 @@ class Plan:
     routes: frozenset[Route]
     rules: frozenset[Rule]
     queue_rules: frozenset[QueueRule]
+    copies_packets: bool
+    copies_answers: bool
+
+    @property
+    def spread(self) -> PlannedGroup | None:
+        """The default group, if the kernel's multipath route spreads it."""
+        return next((group for group in self.groups if group.name == self.balance.name), None)
 
 
 def make_plan(
@@ -171,22 +183,44 @@ def make_plan(
     states: Mapping[str, LinkState],
     tables: Mapping[Family, SlotTable],
     key: int,
+    ecmp: Mapping[str, EcmpGroup] | None = None,
 ) -> Plan:
     """The plan for these links in these states.
 
     `ids` numbers the links from 1 and `tables` gives the slots as they are now; a family without
-    a table is not balanced. `key` is the 64-bit hash key; its low half seeds the fallback.
+    a table is not balanced. `key` is the 64-bit hash key; its low half seeds the fallback. `ecmp`
+    has the groups that the kernel's multipath routes spread, by name.
     """
     marks = Marks(config.mark_mask)
     families: tuple[Family, ...] = FAMILIES if config.ipv6 else (4,)
     held = {family: table.counts() for family, table in tables.items()}
     links = tuple(
-        _planned(link, ids[link.name], marks, config, facts, states, held)
+        planned_link(
+            link, ids[link.name], table_of(ids[link.name]), marks, config, facts, states, held
+        )
         for link in sorted(config.links, key=lambda link: ids[link.name])
+    )
+    hops = {
+        name: {
+            family: _nexthops(family, group.serving.get(family, {}), links, facts, states)
+            for family in families
+        }
+        for name, group in (ecmp or {}).items()
+    }
+    groups = tuple(
+        PlannedGroup(
+            name=name,
+            id=group.number,
+            mark=marks.mark(group.number),
+            table=table_of(group.number),
+            families=tuple(family for family in families if hops[name][family]),
+        )
+        for name, group in sorted((ecmp or {}).items(), key=lambda item: item[1].number)
     )
     return Plan(
         marks=marks,
         links=links,
+        groups=groups,
         lan=config.lan,
         lan_prefixes6=facts.lan_prefixes6(config.lan),
         families=families,
@@ -199,12 +233,25 @@ def make_plan(
         slots_digest=_slots_digest(ids, tables),
         sysctls=_sysctls(config, facts),
         routes=frozenset(
-            route for family in families for route in _routes(family, config, links, facts, states)
+            route
+            for family in families
+            for route in (
+                *_routes(family, config, links, facts, states),
+                *(
+                    route
+                    for group in groups
+                    for route in _group_routes(
+                        family, group, hops[group.name][family], config, facts
+                    )
+                ),
+            )
         ),
         rules=frozenset(
-            rule for family in families for rule in _rules(family, config, marks, links, facts)
+            rule for family in families for rule in _rules(family, config, marks, links, groups)
         ),
         queue_rules=frozenset(() if facts.native_queue else _queue_rules(families, config, marks)),
+        copies_packets=learns_packets(config),
+        copies_answers=learns_answers(config),
     )
 
 
@@ -217,75 +264,8 @@ def _slots_digest(ids: Mapping[str, int], tables: Mapping[Family, SlotTable]) ->
 
 
 def table_of(link_id: int) -> int:
-    """The routing table of a link."""
+    """The routing table of a link, or of an ecmp group, by its number."""
     return LAST_TABLE + link_id
-
-
-def _planned(
-    link: Link,
-    link_id: int,
-    marks: Marks,
-    config: Config,
-    facts: Facts,
-    states: Mapping[str, LinkState],
-    held: Mapping[Family, Mapping[str, int]],
-) -> PlannedLink:
-    state = states[link.name]
-    claimed = _claimed(link, config, facts, state)
-    foreign = {
-        address
-        for other in config.links
-        if other.name != link.name
-        for address in _claimed(other, config, facts, states[other.name])
-    }
-    macs = dict(facts.gateway_macs)
-    gateways = [str(way.gateway) for way in state.ways if way.gateway]
-    return PlannedLink(
-        id=link_id,
-        mark=marks.mark(link_id),
-        table=table_of(link_id),
-        link=link,
-        shared=_shared(link, config),
-        gateway_macs=tuple(sorted({macs[gateway] for gateway in gateways if gateway in macs})),
-        own_addresses=tuple(address for address in claimed if address not in foreign),
-        doubtful_addresses=tuple(address for address in claimed if address in foreign),
-        slots=(held.get(4, {}).get(link.name, 0), held.get(6, {}).get(link.name, 0)),
-        mss=_mss(link, facts),
-        resolvers=pinned_resolvers(link, state),
-    )
-
-
-def pinned_resolvers(link: Link, state: LinkState) -> tuple[Address, ...]:
-    """The resolvers whose family the link carries now: queries to them leave by it."""
-    return tuple(one for one in link.resolvers if state.way(4 if one.version == 4 else 6).alive)
-
-
-def _shared(link: Link, config: Config) -> bool:
-    return sum(other.interface == link.interface for other in config.links) > 1
-
-
-def _claimed(link: Link, config: Config, facts: Facts, state: LinkState) -> tuple[Address, ...]:
-    """The addresses that the link leaves with: of a shared interface, one a family."""
-    if not _shared(link, config):
-        return tuple(address for way in state.ways for address in way.addresses)
-    sources = (_source(link, way, facts) for way in state.ways)
-    return tuple(source for source in sources if source is not None)
-
-
-def _source(link: Link, way: Way, facts: Facts) -> Address | None:
-    """The link's address by this way. The file's own word tells two links of one network apart."""
-    for named in (link.snat_address, link.snat_address6):
-        if named is not None and named in way.addresses:
-            return named
-    return source_towards(way, facts.interface(link.interface))
-
-
-def _mss(link: Link, facts: Facts) -> int | None:
-    """What IPv4 TCP is clamped to: as configured, else for links with less than Ethernet's MTU."""
-    if link.mss is not None:
-        return link.mss
-    interface = facts.interface(link.interface)
-    return interface.mtu - 40 if interface and interface.mtu < 1500 else None
 
 
 def _sysctls(config: Config, facts: Facts) -> tuple[Sysctl, ...]:
@@ -306,6 +286,9 @@ def _sysctls(config: Config, facts: Facts) -> tuple[Sysctl, ...]:
     wanted.append(Sysctl("net/ipv4/ip_forward", "1"))
     if config.ipv6:
         wanted.append(Sysctl("net/ipv6/conf/all/forwarding", "1"))
+    if learns_packets(config):
+        # Only the first packets of a connection are copied, so they have to be counted.
+        wanted.append(Sysctl("net/netfilter/nf_conntrack_acct", "1"))
     return tuple(wanted)
 
 
@@ -317,7 +300,7 @@ def _routes(
     states: Mapping[str, LinkState],
 ) -> list[Route]:
     routes: list[Route] = []
-    lan_source = facts.lan_source4(config.lan) if family == 4 else facts.lan_source6(config.lan)
+    lan_source = _lan_source(family, config, facts)
     preferred = sorted(
         links, key=lambda planned: (planned.link.metered, -planned.link.weight, planned.id)
     )
@@ -327,7 +310,7 @@ def _routes(
         if not way.usable:
             continue
         gateway = str(way.gateway) if way.gateway else ""
-        source = str(_source(planned.link, way, facts))
+        source = str(source_of(planned.link, way, facts))
         own = Route(
             family,
             planned.table,
@@ -336,13 +319,82 @@ def _routes(
             planned.link.interface,
             gateway,
             source,
-            _onlink(way, facts.interface(planned.link.interface)),
+            onlink(way, facts.interface(planned.link.interface)),
         )
         metric = 100 + rank + _handicap(planned, way, family)
-        last_source = str(lan_source) if lan_source else source
+        last_source = lan_source or source
         routes.append(own)
         routes.append(replace(own, table=LAST_TABLE, metric=metric, source=last_source))
     return routes
+
+
+def _lan_source(family: Family, config: Config, facts: Facts) -> str:
+    """The router's address on the LAN side, which is translated whatever link is chosen."""
+    found = facts.lan_source4(config.lan) if family == 4 else facts.lan_source6(config.lan)
+    return str(found) if found else ""
+
+
+def _nexthops(
+    family: Family,
+    shares: Mapping[str, Fraction],
+    links: Sequence[PlannedLink],
+    facts: Facts,
+    states: Mapping[str, LinkState],
+) -> tuple[Nexthop, ...]:
+    """The ways of an ecmp group's links, those that have one."""
+    ways = {
+        planned.link.name: (planned, states[planned.link.name].way(family))
+        for planned in links
+        if planned.link.name in shares and states[planned.link.name].way(family).usable
+    }
+    weights = nexthop_weights({name: shares[name] for name in ways})
+    return merged(
+        Nexthop(
+            planned.link.interface,
+            planned.gateway(family),
+            weights[name],
+            onlink(way, facts.interface(planned.link.interface)),
+        )
+        for name, (planned, way) in ways.items()
+    )
+
+
+def _group_routes(
+    family: Family,
+    group: PlannedGroup,
+    hops: tuple[Nexthop, ...],
+    config: Config,
+    facts: Facts,
+) -> list[Route]:
+    """A multipath route, and behind it a route by each of its ways, the widest first.
+
+    When an interface is deleted, the kernel deletes the whole IPv4 multipath route that uses it:
+    until it is there again, the others still lead out.
+    """
+    ends = Route(family, group.table, UNREACHABLE_METRIC, "unreachable")
+    source = _lan_source(family, config, facts)
+    single = [
+        Route(
+            family,
+            group.table,
+            100 + rank,
+            "unicast",
+            hop.interface,
+            hop.gateway,
+            source,
+            hop.onlink,
+        )
+        for rank, hop in enumerate(sorted(hops, key=lambda hop: (-hop.weight, hop)), 1)
+    ]
+    if len(hops) < 2:
+        return [ends, *(replace(route, metric=100) for route in single)]
+    if family == 6:
+        hops = tuple(sorted(replace(hop, gateway=hop.gateway or NO_GATEWAY6) for hop in hops))
+    return [
+        ends,
+        Route(family, group.table, 100, "unicast", source=source, nexthops=hops),
+        *single,
+    ]
 
 
 def _handicap(planned: PlannedLink, way: Way, family: Family) -> int:
@@ -354,19 +406,12 @@ def _handicap(planned: PlannedLink, way: Way, family: Family) -> int:
     return 1000 * conditions + (0 if planned.slots_of(family) else 500)
 
 
-def _onlink(way: Way, interface: InterfaceFacts | None) -> bool:
-    """Some leases give an address that is alone in its network, and a gateway outside of it."""
-    if way.gateway is None or way.gateway.is_link_local or interface is None:
-        return False
-    return not any(way.gateway in address.network for address in interface.addresses)
-
-
 def _rules(
     family: Family,
     config: Config,
     marks: Marks,
     links: tuple[PlannedLink, ...],
-    facts: Facts,
+    groups: tuple[PlannedGroup, ...],
 ) -> list[Rule]:
     rules = [
         Rule(family, PRIORITY_SPECIFIC, MAIN_TABLE, specific_only=True),
@@ -393,6 +438,10 @@ def _rules(
             if address.version == family:
                 source = PRIORITY_SOURCE + planned.id
                 rules.append(Rule(family, source, planned.table, source=str(address)))
+    rules += [
+        Rule(family, PRIORITY_MARK + group.id, group.table, group.mark, marks.mask)
+        for group in groups
+    ]
     if config.own_traffic == "balance":
         rules.append(Rule(family, PRIORITY_OWN, LAST_TABLE, own_only=True))
     # Loose rp_filter asks for any route back, as if the packet had come in from the LAN side.
@@ -422,8 +471,3 @@ def _queue_rules(families: tuple[Family, ...], config: Config, marks: Marks) -> 
 def slots_balanced(plan: Plan, family: Family) -> bool:
     """Whether connections of the family are spread at all."""
     return sum(planned.slots_of(family) for planned in plan.links) == SLOTS
-
-
-def uses_nat(planned: PlannedLink) -> bool:
-    """Whether a source that is not the link's must never leave by it."""
-    return planned.link.nat is not Nat.NONE

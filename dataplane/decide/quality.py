@@ -37,11 +37,18 @@ class RoundTrip:
             self._smooth_ms += (rtt_ms - self._smooth_ms) / 8
         self.heard_ms = now_ms
 
+    def smooth_ms(self, now_ms: float) -> float | None:
+        """How long an answer takes; None when nothing was heard lately."""
+        if self.heard_ms is None or now_ms - self.heard_ms > FRESH_MS:
+            return None
+        return self._smooth_ms
+
     def timeout_ms(self, now_ms: float) -> float | None:
         """How long to wait for an answer; None when nothing was heard lately."""
-        if self._smooth_ms is None or self.heard_ms is None or now_ms - self.heard_ms > FRESH_MS:
+        smooth_ms = self.smooth_ms(now_ms)
+        if smooth_ms is None:
             return None
-        return self._smooth_ms + max(4 * self._variation_ms, LEAST_SLACK_MS)
+        return smooth_ms + max(4 * self._variation_ms, LEAST_SLACK_MS)
 
 
 def timeout_ms(targets: Iterable[RoundTrip], now_ms: float) -> float:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from dataplane.config.model import QueueMode
-from dataplane.decide.plan import Plan, uses_nat
+from dataplane.decide.plan import Plan
+from dataplane.decide.planned import uses_nat
 
 ADDRESS = {4: "ip", 6: "ip6"}
 NFPROTO = {4: "meta nfproto ipv4", 6: "meta nfproto ipv6"}

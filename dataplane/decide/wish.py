@@ -3,54 +3,92 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from dataplane.config.marks import Marks
-from dataplane.config.model import Config
-from dataplane.decide.balance import (
-    families_serving,
-    family_tables,
-    home_table,
-    program_block,
-    without,
-)
+from dataplane.config.model import DEFAULT_GROUP, Config, Method
+from dataplane.decide.balance import Choices, GroupNow, Served, group_now, home_table, without
 from dataplane.decide.facts import Facts, Family
 from dataplane.decide.liveness import Condition, Judgements, LinkState, judged, link_states
+from dataplane.decide.multipath import EcmpGroup
 from dataplane.decide.plan import Plan, make_plan
 from dataplane.decide.slots import SlotTable
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """A file, the link numbers and the home table that go with it, and how the links are now.
+class Before:
+    """What an earlier start, file or look left.
 
-    `serving` are the balanced links that take new connections, by family; `tables` are the slots,
-    with the others' lent to them.
+    `ids`: by link name, its number, and by "@" and a group's name, that of an ecmp group; numbers
+    stay. `homes`: by group, the home table, which moves as little as it must. `served`: by group
+    and family, the links that took new connections.
+    """
+
+    ids: Mapping[str, int] = field(default_factory=dict)
+    homes: Mapping[str, SlotTable] = field(default_factory=dict)
+    served: Served = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A file, the numbers that go with it, and how the links and groups are now.
+
+    `ids` are the numbers of the links, `group_ids` those of the ecmp groups. `groups` are all of
+    the file, the default group first.
     """
 
     config: Config
     ids: Mapping[str, int]
-    home: SlotTable
+    group_ids: Mapping[str, int]
+    groups: Mapping[str, GroupNow]
     key: int
     facts: Facts
     states: Mapping[str, LinkState]
-    serving: Mapping[Family, frozenset[str]]
-    tables: Mapping[Family, SlotTable]
 
     def plan(self) -> Plan:
         """What the kernel should hold."""
-        return make_plan(self.config, self.ids, self.facts, self.states, self.tables, self.key)
-
-    def program(self) -> bytes:
-        """What the queue workers should run."""
-        return program_block(self.config, self.ids, self.tables, self.key)
+        ecmp = self._ecmp()
+        return make_plan(
+            self.config, self.ids, self.facts, self.states, self.tables, self.key, ecmp
+        )
 
     def without(self, dead: Collection[str]) -> Wish:
         """The same wish, as if these links were dead too."""
         states = without(self.states, dead)
-        serving = families_serving(self.config, states, self.serving)
-        tables = family_tables(self.config, self.home, serving)
-        return replace(self, states=states, serving=serving, tables=tables)
+        choices = {name: now.preferred for name, now in self.groups.items()}
+        groups = _groups(self.config, self.homes, states, self.served, choices)
+        return replace(self, states=states, groups=groups)
+
+    @property
+    def default(self) -> GroupNow:
+        """The group of what no rule takes."""
+        return self.groups[DEFAULT_GROUP]
+
+    @property
+    def serving(self) -> Mapping[Family, frozenset[str]]:
+        """The links of the default group that take new connections, by family."""
+        return self.default.serving
+
+    @property
+    def tables(self) -> Mapping[Family, SlotTable]:
+        """The default group's slots, by family."""
+        return self.default.tables
+
+    @property
+    def homes(self) -> dict[str, SlotTable]:
+        """By group, the home table."""
+        return {name: now.home for name, now in self.groups.items()}
+
+    @property
+    def served(self) -> Served:
+        """By group and family, the links that take new connections."""
+        return {name: now.serving for name, now in self.groups.items()}
+
+    @property
+    def before(self) -> Before:
+        """What the next wish goes on from."""
+        groups = {f"@{name}": number for name, number in self.group_ids.items()}
+        return Before({**self.ids, **groups}, self.homes, self.served)
 
     @property
     def link_marks(self) -> dict[str, int]:
@@ -58,45 +96,91 @@ class Wish:
         marks = Marks(self.config.mark_mask)
         return {name: marks.mark(number) for name, number in self.ids.items()}
 
+    def interface_index(self, name: str) -> int | None:
+        """The kernel's number of an interface of the LAN side; None while it does not exist.
+
+        Where no machine was looked at, its place in the file.
+        """
+        if not self.facts.interfaces:
+            return self.config.lan.index(name) + 1
+        interface = self.facts.interface(name)
+        return interface.index if interface else None
+
+    def in_use(self, name: str, family: Family) -> bool:
+        """Whether some group sends new connections of the family there."""
+        return any(name in now.serving.get(family, ()) for now in self.groups.values())
+
     def keeps(self, name: str, family: Family) -> bool:
         """Whether the link's connections of the family are left alone: it carries them still."""
         if name not in self.states:
             return False
         way = self.states[name].way(family)
-        return way.condition >= Condition.DRAINED or name in self.serving.get(family, ())
+        return way.condition >= Condition.DRAINED or self.in_use(name, family)
 
     def serves(self, name: str, family: Family) -> bool:
         """Whether new connections of the family go there, or would if it had a share."""
-        return self.states[name].way(family).alive or name in self.serving.get(family, ())
+        return self.states[name].way(family).alive or self.in_use(name, family)
+
+    def _ecmp(self) -> dict[str, EcmpGroup]:
+        """What the plan has to know of the ecmp groups."""
+        return {
+            name: EcmpGroup(
+                number,
+                {
+                    family: {link: self.config.link(link).weight for link in sorted(names)}
+                    for family, names in self.groups[name].serving.items()
+                },
+            )
+            for name, number in self.group_ids.items()
+        }
 
 
 def make_wish(
     config: Config,
     facts: Facts,
     key: int,
-    known_ids: Mapping[str, int],
-    running: SlotTable | None,
+    before: Before,
     *,
     states: Mapping[str, LinkState] | None = None,
     judgements: Judgements | None = None,
     drained: Collection[str] = (),
-    served: Mapping[Family, frozenset[str]] | None = None,
+    choices: Choices | None = None,
 ) -> Wish:
     """The wish for this file on this machine.
 
-    `known_ids` and `running` are what an earlier start or file left: numbers stay, and the home
-    table moves as little as the file demands. `states` are judged from the facts if not given,
-    with health's `judgements` and the names of `drained` links. `served` is the `serving` of the
-    wish before this one.
+    `states` are judged from the facts if not given, with health's `judgements` and the names of
+    `drained` links. `choices` are what measurements prefer.
     """
     if states is None:
         states = judged(link_states(config, facts), judgements or {}, drained)
-    home = home_table(config, running)
     last = Marks(config.mark_mask).last_link
-    ids = number_links([link.name for link in config.links], known_ids, last)
-    serving = families_serving(config, states, served or {})
-    tables = family_tables(config, home, serving)
-    return Wish(config, ids, home, key, facts, states, serving, tables)
+    ids = number_links([link.name for link in config.links], before.ids, last)
+    homes = {
+        group.name: home_table(config, group, before.homes.get(group.name))
+        for group in config.all_groups
+    }
+    groups = _groups(config, homes, states, before.served, choices or {})
+    return Wish(config, ids, _number_groups(config, ids, before, last), groups, key, facts, states)
+
+
+def _groups(
+    config: Config,
+    homes: Mapping[str, SlotTable],
+    states: Mapping[str, LinkState],
+    served: Served,
+    choices: Choices,
+) -> dict[str, GroupNow]:
+    return {
+        group.name: group_now(
+            config,
+            group,
+            homes[group.name],
+            states,
+            served.get(group.name, {}),
+            choices.get(group.name, {}),
+        )
+        for group in config.all_groups
+    }
 
 
 def number_links(names: Sequence[str], known: Mapping[str, int], last: int) -> dict[str, int]:
@@ -113,3 +197,21 @@ def number_links(names: Sequence[str], known: Mapping[str, int], last: int) -> d
     free = [number for number in range(1, last + 1) if number not in numbers.values()]
     free.sort(key=lambda number: number in known.values())
     return numbers | dict(zip((name for name in names if name not in numbers), free, strict=False))
+
+
+def _number_groups(
+    config: Config, ids: Mapping[str, int], before: Before, last: int
+) -> dict[str, int]:
+    """A number for each ecmp group, from the highest down; one that it has stays if it can.
+
+    No connection carries it for longer than its first packet.
+    """
+    numbers: dict[str, int] = {}
+    for group in config.all_groups:
+        if group.method is Method.ECMP:
+            taken = {*ids.values(), *numbers.values()}
+            known = before.ids.get(f"@{group.name}", 0)
+            free = (number for number in range(last, 0, -1) if number not in taken)
+            usable = 1 <= known <= last and known not in taken
+            numbers[group.name] = known if usable else next(free)
+    return numbers

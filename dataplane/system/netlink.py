@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from ipaddress import (
     IPv4Address,
@@ -24,11 +25,12 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from dataplane.config.marks import MOST_LINKS
 from dataplane.decide.facts import FAMILIES, Destination, Facts, Family, InterfaceFacts
+from dataplane.decide.multipath import Nexthop
 from dataplane.decide.plan import LAST_TABLE, MAIN_TABLE, PROTOCOL, Route, Rule, table_of
 from dataplane.errors import KernelError
 
 _AF: dict[Family, int] = {4: socket.AF_INET, 6: socket.AF_INET6}
-_SCOPE_GLOBAL = 0
+_SCOPE_GLOBAL, _SCOPE_LINK = 0, 253
 _IFF_UP, _IFF_POINTOPOINT, _IFF_LOWER_UP = 0x1, 0x10, 0x10000
 _RTN_UNICAST, _RTN_UNREACHABLE = 1, 7
 _RTNH_F_ONLINK = 4
@@ -46,6 +48,8 @@ _REQUEST, _DUMP = 0x1, 0x300
 _ERROR, _DONE = 2, 3
 _RTA_TABLE = 15
 _PATIENCE_S = 10
+_SIOCGIFINDEX = 0x8933
+_IFREQ = struct.Struct("16si20x")
 # How `route get` answers where a route refuses. Our own rule at the end says ENETUNREACH.
 _REFUSALS = {
     errno.EACCES: "prohibit",
@@ -181,17 +185,19 @@ class Netlink:
         for family in FAMILIES:
             for message in _default_routes(family, protocol=PROTOCOL):
                 unicast = message["type"] == _RTN_UNICAST
-                index, gateway = next(_nexthops(message), (0, None))
+                hops = _hops(message, names) if unicast else ()
+                only = hops[0] if len(hops) == 1 else Nexthop("")
                 found.add(
                     Route(
                         family=family,
                         table=message.get_attr("RTA_TABLE") or message["table"],
                         metric=message.get_attr("RTA_PRIORITY") or 0,
                         kind="unicast" if unicast else "unreachable",
-                        interface=names.get(index, f"#{index}") if unicast else "",
-                        gateway=(gateway or "") if unicast else "",
+                        interface=only.interface,
+                        gateway=only.gateway,
                         source=(message.get_attr("RTA_PREFSRC") or "") if unicast else "",
-                        onlink=bool(message["flags"] & _RTNH_F_ONLINK),
+                        onlink=only.onlink,
+                        nexthops=hops if len(hops) > 1 else (),
                     )
                 )
         return frozenset(found)
@@ -228,38 +234,15 @@ class Netlink:
     @_refusals()
     def add_route(self, route: Route) -> None:
         """Adds the route, or replaces the one in its place."""
-        self._ipr.route("replace", **self._route_request(route))
+        self._ipr.route("replace", **_route_request(route))
 
     @_refusals(gone_is_well=True)
     def delete_route(self, route: Route) -> None:
         """Deletes the route; one that is gone already, with its interface or not, is well."""
-        if route.kind == "unicast" and _index(route.interface) is None:
+        if route.interface and _index(route.interface) is None:
             return
-        self._ipr.route("del", **self._route_request(route))
-
-    def _route_request(self, route: Route) -> dict[str, Any]:
-        request: dict[str, Any] = {
-            "family": _AF[route.family],
-            "dst": "0.0.0.0/0" if route.family == 4 else "::/0",
-            "table": route.table,
-            "priority": route.metric,
-            "proto": PROTOCOL,
-            "type": _RTN_UNICAST if route.kind == "unicast" else _RTN_UNREACHABLE,
-        }
-        if route.kind == "unicast":
-            index = _index(route.interface)
-            if index is None:
-                raise KernelError(f"interface {route.interface} does not exist")
-            request["oif"] = index
-            if route.gateway:
-                request["gateway"] = route.gateway
-            else:
-                request["scope"] = 253
-            if route.onlink:
-                request["flags"] = _RTNH_F_ONLINK
-            if route.source:
-                request["prefsrc"] = route.source
-        return request
+        # A multipath route is alone in its place; of ways that are named, one may be gone already.
+        self._ipr.route("del", **(_place_request if route.nexthops else _route_request)(route))
 
     @_refusals(present_is_well=True)
     def add_rule(self, rule: Rule) -> None:
@@ -305,13 +288,26 @@ class Netlink:
 
 
 def _index(name: str) -> int | None:
-    """Not pyroute2's link_lookup: it keeps the acknowledgement of each question for ever."""
-    try:
-        return socket.if_nametoindex(name)
-    except OSError as refusal:
-        if refusal.errno not in (errno.ENODEV, errno.ENXIO):
-            raise
-        return None
+    """Not pyroute2's link_lookup: it keeps the acknowledgement of each question for ever.
+
+    Nor socket.if_nametoindex: before Python 3.13 its refusal does not say why.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        try:
+            found = fcntl.ioctl(asking, _SIOCGIFINDEX, _IFREQ.pack(name.encode(), 0))
+        except OSError as refusal:
+            if refusal.errno not in (errno.ENODEV, errno.ENXIO):
+                raise
+            return None
+    return int(_IFREQ.unpack(found)[1])
+
+
+def _index_of(name: str) -> int:
+    """The same of an interface that has to be there: KernelError if it is not."""
+    index = _index(name)
+    if index is None:
+        raise KernelError(f"interface {name} does not exist")
+    return index
 
 
 def _name(index: int) -> str:
@@ -386,6 +382,66 @@ def _nexthops(message: Any) -> Iterator[tuple[int, str | None]]:
         yield index, message.get_attr("RTA_GATEWAY")
     for hop in message.get_attr("RTA_MULTIPATH") or ():
         yield hop["oif"], hop.get_attr("RTA_GATEWAY")
+
+
+def _hops(message: Any, names: Mapping[int, str]) -> tuple[Nexthop, ...]:
+    """A route's nexthops, sorted, with the names of their interfaces."""
+    index = message.get_attr("RTA_OIF")
+    found = [(index, message.get_attr("RTA_GATEWAY"), 0, message["flags"])] if index else []
+    found += [
+        (hop["oif"], hop.get_attr("RTA_GATEWAY"), hop["hops"], hop["flags"])
+        for hop in message.get_attr("RTA_MULTIPATH") or ()
+    ]
+    return tuple(
+        sorted(
+            Nexthop(
+                interface=names.get(index, f"#{index}"),
+                gateway=gateway or "",
+                weight=hops + 1,
+                onlink=bool(flags & _RTNH_F_ONLINK),
+            )
+            for index, gateway, hops, flags in found
+        )
+    )
+
+
+def _place_request(route: Route) -> dict[str, Any]:
+    return {
+        "family": _AF[route.family],
+        "dst": "0.0.0.0/0" if route.family == 4 else "::/0",
+        "table": route.table,
+        "priority": route.metric,
+        "proto": PROTOCOL,
+        "type": _RTN_UNICAST if route.kind == "unicast" else _RTN_UNREACHABLE,
+    }
+
+
+def _route_request(route: Route) -> dict[str, Any]:
+    request = _place_request(route)
+    if route.kind != "unicast":
+        return request
+    if route.source:
+        request["prefsrc"] = route.source
+    if route.nexthops:
+        request["multipath"] = [_hop_request(hop) for hop in route.nexthops]
+        return request
+    request["oif"] = _index_of(route.interface)
+    if route.gateway:
+        request["gateway"] = route.gateway
+    else:
+        request["scope"] = _SCOPE_LINK
+    if route.onlink:
+        request["flags"] = _RTNH_F_ONLINK
+    return request
+
+
+def _hop_request(hop: Nexthop) -> dict[str, Any]:
+    request: dict[str, Any] = {"oif": _index_of(hop.interface), "hops": hop.weight - 1}
+    if hop.gateway:
+        request["gateway"] = hop.gateway
+    if hop.onlink:
+        request["flags"] = _RTNH_F_ONLINK
+    return request
 
 
 def _rule(family: Family, message: Any) -> Rule:

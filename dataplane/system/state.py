@@ -2,7 +2,7 @@
 
 lock         held by the daemon that owns the directory; its process id is inside
 key          the hash key, 16 hex digits, mode 0600
-state.json   link numbers, the running home table, settings as they were before the first start
+state.json   link numbers, the running home tables, settings as they were before the first start
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from dataplane.decide.facts import Family
 from dataplane.decide.slots import SlotTable
 from dataplane.errors import MachineError
 
+_OUR_SETTINGS = ("net/ipv4/", "net/ipv6/", "net/netfilter/nf_conntrack_acct")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class State(msgspec.Struct, frozen=True):
     """What a later start has to know. Everything else is seen on the machine.
 
-    `ids`: link name -> number; `home_links` and `home_slots`: the running home table; `sysctls`:
-    key -> value before the first change; `listing`: digest of the table's listing after it was
-    loaded; `mangle_before`: what was there of iptables' mangle tables; `silent`: (link, family) of
-    what did not answer; `boot`: the boot of the machine that the last four are about, as the kernel
-    names it. `drained`: links that were taken out by hand.
+    `ids`: name of a link, or "@" and that of an ecmp group -> number; `homes`: group -> its running
+    home table, links and slots; `sysctls`: key -> value before the first change; `listing`: digest
+    of the table's listing after it was loaded; `mangle_before`: what was there of iptables' mangle
+    tables; `silent`: (link, family) of what did not answer; `boot`: the boot of the machine that
+    the last four are about, as the kernel names it. `drained`: links that were taken out by hand.
     """
 
     ids: dict[str, int] = {}
-    home_links: tuple[str, ...] = ()
-    home_slots: bytes = b""
+    homes: dict[str, tuple[tuple[str, ...], bytes]] = {}
     sysctls: dict[str, str] = {}
     listing: str = ""
     mangle_before: tuple[str, ...] = ()
@@ -44,16 +44,16 @@ class State(msgspec.Struct, frozen=True):
 
 def _sound(state: State) -> State:
     """The same; ValueError if no daemon of ours can have written it."""
-    if state.home_links or state.home_slots:
+    for group, (links, slots) in state.homes.items():
         try:
-            SlotTable(state.home_links, state.home_slots)
+            SlotTable(links, slots)
         except ValueError as fault:
-            raise ValueError(f"home_links and home_slots: {fault}") from fault
+            raise ValueError(f"homes: {group}: {fault}") from fault
     numbers = list(state.ids.values())
     if len(set(numbers)) != len(numbers) or not all(1 <= number <= 255 for number in numbers):
         raise ValueError("ids are not numbers of their own from 1 to 255")
     for key in state.sysctls:
-        if not key.startswith(("net/ipv4/", "net/ipv6/")) or ".." in key.split("/"):
+        if not key.startswith(_OUR_SETTINGS) or ".." in key.split("/"):
             raise ValueError(f"sysctls: {key!r} is no setting of ours")
     return state
 
@@ -138,8 +138,7 @@ class StateDirectory:
             return state
         return State(
             ids=state.ids,
-            home_links=state.home_links,
-            home_slots=state.home_slots,
+            homes=state.homes,
             drained=state.drained,
         )
 

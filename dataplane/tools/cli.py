@@ -173,22 +173,27 @@ def _print_json(value: Any) -> None:
 
 
 def _check(chosen: argparse.Namespace) -> int:
+    from dataplane.config.judgements import remarks
+
     try:
-        _read(chosen.file)
+        config = _read(chosen.file)
     except ConfigError as error:
         if chosen.json:
             faults = [
                 {"file": one.file, "line": one.line, "key": one.key, "message": one.message}
                 for one in error.faults
             ]
-            _print_json({"ok": False, "faults": faults})
+            _print_json({"ok": False, "faults": faults, "remarks": []})
         else:
             for fault in error.faults:
                 print(fault)
         return error.exit_status
+    found = remarks(config)
     if chosen.json:
-        _print_json({"ok": True, "faults": []})
+        _print_json({"ok": True, "faults": [], "remarks": found})
     else:
+        for remark in found:
+            print(f"{chosen.file}: remark: {remark}", file=sys.stderr)
         print(f"{chosen.file}: well")
     return 0
 

@@ -172,13 +172,13 @@ static void stays_held(uint64_t order)
 static struct program *opened(const char *name)
 {
     static uint8_t block[4 << 20];
-    char why[LOADER_FAULT_LENGTH];
+    char why[FAULT_LENGTH];
     FILE *file = fopen(name, "rb");
 
     CHECK(file);
     uint64_t size = fread(block, 1, sizeof block, file);
     fclose(file);
-    struct program *program = program_open(block, size, 1, why);
+    struct program *program = program_open(block, size, 1, NULL, NULL, why);
     CHECK(program);
     return program;
 }
@@ -187,7 +187,7 @@ static uint32_t mark_of(const struct program *program)
 {
     struct decision decision;
 
-    CHECK(program_classify(program, packet, packet + sizeof packet, 0, &decision)
+    CHECK(program_classify(program, packet, packet + sizeof packet, 0, 0, NULL, &decision)
           == REASON_DECIDED);
     return decision.mark;
 }
@@ -297,7 +297,7 @@ static void open_worker(uint32_t spin_us, struct program *first)
 
     CHECK(!socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends));
     kernel = ends[1];
-    worker = queue_worker_open(ends[0], NUMBER, 1024, COPY_BYTES, spin_us);
+    worker = queue_worker_open(ends[0], NUMBER, 1024, COPY_BYTES, spin_us, 1);
     CHECK(worker);
     fed = answered = 0;
     queue_worker_swap(worker, first);

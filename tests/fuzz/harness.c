@@ -3,13 +3,17 @@
  *   harness ROUNDS SEED BLOCK...      BLOCK: a file with a legal program
  *
  * Each input lies in an allocation of exactly its size, so that one byte too far is a fault; the
- * packets of a batch lie in one.
+ * packets of a batch lie in one. A block that speaks of lists gets lists and learned entries, of few
+ * addresses, so that packets meet them.
  */
 #include "batch.h"
 #include "loader.h"
 #include "nfnetlink.h"
 
 static uint64_t state;
+static struct memory *memory;
+static struct lists *lists;
+static struct learned_members learned;
 
 static uint64_t any(uint64_t below)
 {
@@ -50,6 +54,25 @@ static uint64_t make_packet(uint8_t *packet)
     return size;
 }
 
+/* The rule that decided matches, and none before it does. */
+static void fuzz_explanation(const struct program *program, const uint8_t *packet,
+                             const uint8_t *end, uint32_t interface,
+                             const struct decision *decision)
+{
+    static uint16_t wrong[PROGRAM_MAX_RULES];
+    struct flow flow;
+
+    if (packet_parse(packet, end, &flow) != REASON_DECIDED)
+        return;
+    flow.interface = interface;
+    match_explain(program, &flow, wrong);
+    for (uint32_t at = 0; at < program->rule_count && at < decision->rule; at++)
+        if (!wrong[at])
+            abort();
+    if (decision->rule != PROGRAM_NONE && wrong[decision->rule])
+        abort();
+}
+
 static void fuzz_packet(const struct program *program)
 {
     uint8_t made[128];
@@ -58,12 +81,20 @@ static void fuzz_packet(const struct program *program)
     struct decision decision;
 
     memcpy(packet, made, size);
-    enum reason reason = program_classify(program, packet, packet + size, 7, &decision);
+    uint32_t interface = (uint32_t)any(4), rule;
+    memory->now_ms += any(2000);
+    enum reason reason = program_classify(program, packet, packet + size, 7, interface,
+                                          any(8) ? memory : NULL, &decision);
     if (reason >= REASON_COUNT || (reason != REASON_DECIDED && decision.mark != 7))
         abort();
-    uint8_t plain = program_decide_plain(program, packet, packet + size);
-    if (plain && (reason != REASON_DECIDED || decision.decision != plain || decision.rule))
+    if (reason == REASON_DECIDED ? decision.rule >= program->rule_count || !decision.decision
+                                 : decision.decision)
         abort();
+    uint8_t plain = program_decide_plain(program, packet, packet + size, &rule);
+    if (plain
+        && (reason != REASON_DECIDED || decision.decision != plain || decision.rule != rule))
+        abort();
+    fuzz_explanation(program, packet, packet + size, interface, &decision);
     free(packet);
 }
 
@@ -80,7 +111,7 @@ static void fuzz_batch(const struct program *program)
         marks[at] = alone[at] = (uint32_t)any(UINT32_MAX);
     }
     uint8_t *packets = malloc(offsets[count] ? offsets[count] : 1);
-    struct batch batch = {packets, offsets, 0, count, marks};
+    struct batch batch = {packets, offsets, 0, count, marks, (uint32_t)any(3), NULL};
 
     memcpy(packets, made, offsets[count]);
     if (!batch_is_legal(&batch, offsets[count]))
@@ -89,7 +120,8 @@ static void fuzz_batch(const struct program *program)
     for (uint32_t at = 0; at < count; at++) {
         struct decision decision;
         enum reason reason = program_classify(program, packets + offsets[at],
-                                              packets + offsets[at + 1], alone[at], &decision);
+                                              packets + offsets[at + 1], alone[at],
+                                              batch.interface, NULL, &decision);
         tally_add(&apart, reason, &decision);
         if (marks[at] != decision.mark)
             abort();
@@ -112,6 +144,8 @@ static void fuzz_messages(const struct program *program)
             at = message_add(at, QUEUE_ATTR_PACKET_HDR, header, sizeof header);
         if (any(2))
             at = message_add(at, QUEUE_ATTR_MARK, &mark, 4);
+        if (any(2))
+            at = message_add(at, QUEUE_ATTR_INTERFACE_IN, &mark, (uint16_t)(any(8) ? 4 : 3));
         at = message_add(at, QUEUE_ATTR_PAYLOAD, packet, (uint16_t)make_packet(packet));
         length = (uint32_t)(at - begin);
         memcpy(begin, &length, 4);
@@ -133,7 +167,8 @@ static void fuzz_messages(const struct program *program)
         if (next <= before || error < 0)
             abort();
         if (kind == MESSAGE_PACKET && queued.packet)
-            program_classify(program, queued.packet, queued.end, queued.mark, &decision);
+            program_classify(program, queued.packet, queued.end, queued.mark, queued.interface,
+                             memory, &decision);
         if (kind == MESSAGE_PACKET || kind == MESSAGE_BAD_PACKET) {
             uint8_t verdict[VERDICT_BYTES];
             message_verdict(verdict, 7477, queued.id, 1, queued.mark);
@@ -142,15 +177,91 @@ static void fuzz_messages(const struct program *program)
     free(bytes);
 }
 
+static const struct learned_members *members(void)
+{
+    return learned.table ? &learned : NULL;
+}
+
+/* Ranges of the zeros that most addresses are here, and beside them. */
+static void make_lists(uint32_t count, char *fault)
+{
+    enum { RANGES = 6 };
+    uint32_t *pairs = calloc(count, RANGES * 8);
+    uint64_t *quads = calloc(count, RANGES * 32);
+    struct list_input *inputs = calloc(count, sizeof *inputs);
+
+    for (uint32_t at = 0; at < count * RANGES; at++) {
+        pairs[2 * at] = (uint32_t)any(3) << 8 * any(4);
+        pairs[2 * at + 1] = pairs[2 * at] + (uint32_t)any(1 << 16);
+        quads[4 * at] = quads[4 * at + 2] = any(3) << 8 * any(8);
+        quads[4 * at + 1] = any(3) << 8 * any(8);
+        quads[4 * at + 3] = quads[4 * at + 1] + any(1 << 16);
+    }
+    for (uint32_t at = 0; at < count; at++)
+        inputs[at] = (struct list_input){pairs + at * RANGES * 2, RANGES, quads + at * RANGES * 4,
+                                         RANGES};
+    lists = lists_open(inputs, count, fault);
+    free(pairs);
+    free(quads);
+    free(inputs);
+}
+
+/* Set n holds member n - 1 and any other one. */
+static void make_learned(uint32_t count, char *fault)
+{
+    static struct learned_entry entries[6];
+    uint32_t *starts = calloc(count + 2, sizeof *starts), *held = calloc(count, 8);
+
+    for (uint32_t at = 0; at < count; at++) {
+        held[2 * at] = at;
+        held[2 * at + 1] = (uint32_t)any(count);
+        starts[at + 2] = 2 * (at + 1);
+    }
+    for (uint8_t at = 0; at < 6; at++)
+        entries[at] = (struct learned_entry){
+            .kind = at % 3,
+            .family = at < 3 ? 4 : 6,
+            .protocol = at % 3 ? 17 : 0,
+            .set = 1 + (uint32_t)any(count),
+        };
+    learned = (struct learned_members){learned_open(entries, 6, count + 1, any(UINT64_MAX), fault),
+                                       count + 1, starts, held};
+}
+
+/* With lists and learned entries to match. */
+static struct program *opened(const uint8_t *block, uint64_t size, char *fault)
+{
+    const struct program_header *header = (const struct program_header *)block;
+
+    if (size >= sizeof *header && header->list_count) {
+        make_lists(header->list_count, fault);
+        make_learned(header->list_count + header->application_count, fault);
+        if (!lists || !learned.table)
+            return NULL;
+    }
+    return program_open(block, size, 1, lists, members(), fault);
+}
+
+static void close_all(struct program *program)
+{
+    program_close(program);
+    lists_close(lists);
+    learned_close((struct learned *)learned.table);
+    free((void *)learned.starts);
+    free((void *)learned.members);
+    lists = NULL;
+    learned = (struct learned_members){0};
+}
+
 static void fuzz_block(const uint8_t *block, uint64_t size)
 {
-    char fault[LOADER_FAULT_LENGTH];
+    char fault[FAULT_LENGTH];
     uint64_t kept = any(8) ? size : any(size + 1);
     uint8_t *spoiled = malloc(kept ? kept : 1);
 
     memcpy(spoiled, block, kept);
     spoil(spoiled, kept, any(2) ? 256 : kept, 4);
-    struct program *program = program_open(spoiled, kept, 1, fault);
+    struct program *program = program_open(spoiled, kept, 1, lists, members(), fault);
     free(spoiled);
     if (!program)
         return;
@@ -163,21 +274,22 @@ static void fuzz_block(const uint8_t *block, uint64_t size)
 int main(int count, char **words)
 {
     static uint8_t block[4 << 20];
-    char fault[LOADER_FAULT_LENGTH];
+    char fault[FAULT_LENGTH];
 
     if (count < 4)
         return 2;
+    memory = memory_open(1);
     for (int word = 3; word < count; word++) {
         FILE *file = fopen(words[word], "rb");
         uint64_t size = file ? fread(block, 1, sizeof block, file) : 0;
-        struct program *program = program_open(block, size, 1, fault);
+        state = strtoull(words[2], NULL, 0) * 2654435761u + 88172645463325252u;
+        struct program *program = opened(block, size, fault);
 
         if (!program) {
             fprintf(stderr, "%s: %s\n", words[word], fault);
             return 2;
         }
         fclose(file);
-        state = strtoull(words[2], NULL, 0) * 2654435761u + 88172645463325252u;
         for (uint64_t left = strtoull(words[1], NULL, 0); left; left--) {
             fuzz_packet(program);
             fuzz_messages(program);
@@ -186,7 +298,8 @@ int main(int count, char **words)
             if (left % 64 == 0)
                 fuzz_block(block, size);
         }
-        program_close(program);
+        close_all(program);
     }
+    memory_close(memory);
     return 0;
 }

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from dataplane.config.marks import Marks
-from dataplane.config.model import Fields
-from dataplane.decide.program import AddressRange, Family, ProgramRule, compile_program
+from dataplane.config.model import Fields, Ports, Sticky
+from dataplane.decide.program import Draw, ProgramRule, Slots, compile_program, everywhere
 from tests.policies import table
 
 HERE = Path(__file__).parent
@@ -47,25 +47,46 @@ def harness(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def blocks() -> dict[str, bytes]:
-    slots: dict[Family, bytes] = {4: table(1, MARKS), 6: table(2, MARKS)}
-    lists = {
-        "a": [AddressRange(4, 0, 1 << 30), AddressRange(6, 1 << 120, 1 << 126)],
-        "b": [AddressRange(4, n << 20, (n << 20) + 77) for n in range(0, 4096, 3)],
-    }
+    """harness.c makes lists, and learns of members, as many as a block speaks of."""
+    slots = {fields: everywhere(Slots(table(1, MARKS), fields, symmetric=True)) for fields in Fields}
     all_fields = [
-        ProgramRule(f, f, symmetric=n % 2 == 0, tables=slots, source=("a", "b")[: n % 3])
-        for n, f in enumerate(Fields)
+        ProgramRule(fields, actions, source=("a", "b")[: n % 3])
+        for n, (fields, actions) in enumerate(slots.items())
     ]
+    remembered = {"remember": True, "sticky": Sticky.PAIR, "sticky_ms": 5000}
+    conditions = [
+        ProgramRule("list", everywhere(1), destination=("b",), interfaces=(1, 2)),
+        ProgramRule("protocol", everywhere(Draw("nth", {1: 1, 2: 9})), protocols=(6,), **remembered),
+        ProgramRule("ports", {4: Draw("random", {3: 4, 4: 1})}, source_ports=(Ports(1, 9),)),
+        ProgramRule("idle", {}),
+        ProgramRule("both", everywhere(2), source=("a",), destination_ports=(Ports(0, 300),)),
+        ProgramRule("learned", everywhere(3), applications=("video", "games")),
+        ProgramRule("dscp", slots[Fields.SRC_PORT], dscp=(0, 63), **remembered),
+        ProgramRule("rest", everywhere(5)),
+    ]
+    apart = [ProgramRule("idle", {})] * 63
     return {
-        "one rule": compile_program(marks=MARKS, key=1, rules=[ProgramRule("r", tables=slots)]),
-        "rules and lists": compile_program(
-            marks=MARKS, key=2**64 - 1, rules=all_fields[::-1], lists=lists
+        "one rule": compile_program(
+            marks=MARKS, key=1, rules=[ProgramRule("r", slots[Fields.BOTH_PORTS])]
+        ),
+        "the pair": compile_program(
+            marks=MARKS, key=1, rules=[ProgramRule("r", everywhere(Slots(table(2, MARKS))))]
+        ),
+        "all fields": compile_program(
+            marks=MARKS, key=2**64 - 1, rules=all_fields[::-1], lists=["a", "b"]
+        ),
+        "all conditions": compile_program(
+            marks=MARKS,
+            key=2,
+            rules=[*conditions[:3], *apart, *conditions],
+            lists=["a", "b"],
+            applications=["video", "games"],
         ),
     }
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-@pytest.mark.parametrize("kind", ["one rule", "rules and lists"])
+@pytest.mark.parametrize("kind", ["one rule", "the pair", "all fields", "all conditions"])
 def test_hostile_bytes(harness: Path, tmp_path: Path, kind: str, seed: int) -> None:
     block = tmp_path / "block"
     block.write_bytes(blocks()[kind])
@@ -80,7 +101,7 @@ def test_passed_is_said_at_a_boundary_and_not_before(sanitizers: str, tmp_path: 
     program = built("boundary", sanitizers, tmp_path)
     names = []
     for decision in (1, 2):
-        rule = ProgramRule("r", decision=decision)
+        rule = ProgramRule("r", everywhere(decision))
         names.append(tmp_path / f"decides {decision}")
         names[-1].write_bytes(compile_program(marks=MARKS, key=1, rules=[rule]))
     done = subprocess.run([program, *names], capture_output=True, text=True, timeout=300)

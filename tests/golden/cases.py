@@ -10,7 +10,7 @@ from dataplane.config.load import read
 from dataplane.config.model import Fields
 from dataplane.decide.facts import Facts, InterfaceFacts
 from dataplane.decide.plan import Plan
-from dataplane.decide.wish import make_wish
+from dataplane.decide.wish import Before, make_wish
 
 KEY = 0x0123456789ABCDEF
 
@@ -90,8 +90,48 @@ SHARED = replace(
 THREE = with_interface(interface("wwan0", 4, "198.18.3.2/24", mtu=1428))
 DOWN = with_interface(replace(interface("wan2", 3, "198.51.100.2/24"), carrier=False))
 
+TUN = with_interface(
+    replace(
+        interface("wan2", 3, "198.51.100.2/32", "2001:db8:2::2/64", mtu=1420),
+        point_to_point=True,
+        learned_gateway6=None,
+    )
+)
+
+ECMP = '[balance]\nmethod = "ecmp"\n'
+ECMP_GROUPS = """
+[group.voice]
+links = ["isp-a", "lte"]
+method = "ecmp"
+
+[group.bulk]
+links = ["isp-a", "isp-b", "lte"]
+method = "ecmp"
+
+[[rule]]
+protocol = "udp"
+use = "voice"
+
+[[rule]]
+protocol = "tcp"
+use = "bulk"
+"""
+
 A_ASKS = 'resolvers = ["203.0.113.53", "203.0.113.54", "2001:db8:53::53"]'
 B_ASKS = 'resolvers = ["198.51.100.53"]'
+NAMES = """
+[list.shops]
+names = ["*.example.org", "shop.example.com"]
+
+[[rule]]
+destination = ["@shops"]
+use = "isp-a"
+"""
+APPLICATIONS = """
+[[rule]]
+application = ["bittorrent"]
+use = "isp-b"
+"""
 
 CASES: Mapping[str, Case] = {
     "two-links": Case(two()),
@@ -110,16 +150,24 @@ CASES: Mapping[str, Case] = {
         two(a=A_ASKS, b=B_ASKS + '\nnat = "none"', top='own_traffic = "main"')
     ),
     "resolvers-of-a-dead-link": Case(two(a=A_ASKS, b=B_ASKS), DOWN),
+    "ecmp": Case(two(end=ECMP)),
+    "ecmp-groups": Case(two(end=THIRD + ECMP_GROUPS), THREE),
+    "ecmp-shared-interface": Case(
+        two(b_interface="wan1", b='gateway6 = "2001:db8:1::9"', end=ECMP), SHARED
+    ),
+    "ecmp-point-to-point": Case(two(end=ECMP).replace('gateway = "198.51.100.1"', ""), TUN),
     "native-queue": Case(two(), replace(MACHINE, native_queue=True)),
     "native-queue-workers": Case(
         two(end="[queue]\nworkers = 4\n"), replace(MACHINE, native_queue=True)
     ),
     "one-link-down": Case(two(), DOWN),
     "another-mask": Case(two(top="mark_mask = 0x00ff0000\nexempt_marks = [0xca6c, 0x42]")),
+    "learning-names": Case(two(end=NAMES)),
+    "learning-all": Case(two(top="ipv6 = false", end=NAMES + APPLICATIONS)),
     **{f"fields-{one}": Case(two(end=f'[balance]\nfields = "{one}"\n')) for one in Fields},
 }  # fmt: skip
 
 
 def plan_of(text: str, facts: Facts = MACHINE) -> Plan:
     """The plan of a first start."""
-    return make_wish(read(text, "evenlink.toml"), facts, KEY, {}, None).plan()
+    return make_wish(read(text, "evenlink.toml"), facts, KEY, Before()).plan()

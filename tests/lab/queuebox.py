@@ -18,7 +18,7 @@ import pytest
 from dataplane.config.marks import Marks
 from dataplane.config.model import Engine, Fields, Queue
 from dataplane.daemon.engine import QueueEngine
-from dataplane.decide.program import ProgramRule, compile_program
+from dataplane.decide.program import ProgramRule, Slots, compile_program, everywhere
 from dataplane.hotpath import (
     Classifier,
     Program,
@@ -47,12 +47,13 @@ table inet seen {
 
 
 def fixed(decision: int) -> Program:
-    rule = ProgramRule("fixed", decision=decision)
+    rule = ProgramRule("fixed", everywhere(decision))
     return Program(compile_program(marks=MARKS, key=1, rules=[rule]))
 
 
 def by_ports() -> Program:
-    rule = ProgramRule("ports", Fields.BOTH_ADDRESSES_AND_PORTS, tables={4: TABLE, 6: TABLE})
+    slots = Slots(TABLE, Fields.BOTH_ADDRESSES_AND_PORTS)
+    rule = ProgramRule("ports", everywhere(slots))
     return Program(compile_program(marks=MARKS, key=1, rules=[rule]))
 
 

@@ -20,11 +20,10 @@ import pytest
 
 from dataplane.config.load import read_file
 from dataplane.config.model import Failback as Mode
+from dataplane.daemon.connections import home_by
 from dataplane.daemon.failback import Failback
 from dataplane.daemon.look import Machine
-from dataplane.decide.failback import Home
-from dataplane.decide.wish import Wish, make_wish
-from dataplane.hotpath import Classifier, Program
+from dataplane.decide.wish import Before, Wish, make_wish
 from dataplane.lab import Daemon, Lab
 from dataplane.lab.topology import BOTH, Address
 from tests.lab.talk import (
@@ -69,12 +68,7 @@ def wish_of(lab: Lab, daemon: Daemon, mode: Mode) -> Wish:
         finally:
             machine.close()
     ids = {link.name: number for number, link in enumerate(lab.topology.links, 1)}
-    return make_wish(config, facts, int(KEY, 16), ids, None)
-
-
-def home(wish: Wish) -> Home:
-    classifier = Classifier(Program(wish.program()))
-    return lambda *flow: classifier.classify_flow(*flow).decision
+    return make_wish(config, facts, int(KEY, 16), Before(ids))
 
 
 class Taking:
@@ -84,7 +78,9 @@ class Taking:
         self._lab, self._wish = lab, wish
         with lab.router.inside():
             self._machine = Machine()
-        self._failback = Failback(home, self._machine.netlink.destination, IDLE_S)
+        self._failback = Failback(
+            lambda wish: home_by(wish, None), self._machine.netlink.destination, IDLE_S
+        )
         for family in BOTH:
             self._failback.returned("isp-b", family, wish)
 

@@ -24,7 +24,7 @@ import pytest
 
 from dataplane.config.model import Engine, Queue
 from dataplane.daemon.engine import QueueEngine
-from dataplane.decide.program import ProgramRule, compile_program
+from dataplane.decide.program import ProgramRule, Slots, compile_program
 from dataplane.errors import MachineError
 from dataplane.hotpath import (
     Program,
@@ -101,12 +101,12 @@ def test_neighbours_that_share_a_verdict_get_their_own_marks(box: Box) -> None:
 @pytest.mark.parametrize("engine", Engine)
 def test_what_is_not_decided_passes_with_its_mark(box: Box, engine: Engine) -> None:
     """The settle chain of the real ruleset takes it from there."""
-    rule = ProgramRule("ipv4 only", tables={4: TABLE})
+    rule = ProgramRule("ipv4 only", {4: Slots(TABLE)})
     program = Program(compile_program(marks=MARKS, key=1, rules=[rule]))
     with serving(box.engine(program, engine)) as served:
         box.send6(20000)
         assert box.mark_of(20000) == QUEUED_MARK
-        assert served.counters()["reasons"]["no-links"] == 1
+        assert served.counters()["reasons"]["no-rule"] == 1
         assert served.counters()["decisions"] == {}
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from dataplane.lab import Lab, Topology
-from tests.soak import flapping, load, still
+from tests.soak import flapping, load, overflow, still
 from tests.soak.watching import Outcome, Say
 
 LINKS = 64
@@ -24,11 +24,17 @@ def _damped(lab: Lab, minutes: float, seed: int, say: Say) -> Outcome:
     return flapping.run(lab, minutes, seed, say, hold_ms=DAMPED_MS)
 
 
+def _short_lived(lab: Lab, minutes: float, _: int, say: Say) -> Outcome:
+    return overflow.run(lab, minutes, say, lasting=False)
+
+
 PARTS: Mapping[str, tuple[Topology, Part]] = {
     "still": (still.TOPOLOGY, lambda lab, minutes, _, say: still.run(lab, minutes, say)),
     "flapping": (flapping.topology(LINKS), flapping.run),
     "damped": (flapping.topology(LINKS), _damped),
     "load": (load.TOPOLOGY, load.run),
+    "overflow": (overflow.TOPOLOGY, lambda lab, minutes, _, say: overflow.run(lab, minutes, say)),
+    "overflow-short": (overflow.TOPOLOGY, _short_lived),
 }
 
 

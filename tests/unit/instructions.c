@@ -5,7 +5,8 @@
  * BLOCK: a file with a program. PACKETS: 32-bit numbers in the machine's order: how many packets,
  * and as many offsets and one more; then the bytes. `batch` decides as Classifier.classify_batch
  * does; `worker` reads each packet out of a message of the kernel and writes the verdict, as the
- * queue's worker does between its two system calls.
+ * queue's worker does between its two system calls. Where the program speaks of lists, each has 100
+ * prefixes of 256 addresses.
  */
 #include "nfqueue.h"
 
@@ -30,6 +31,23 @@ static uint8_t *contents(const char *name, uint64_t *size)
     }
     fclose(file);
     return bytes;
+}
+
+static struct lists *make_lists(const struct program_header *header, char *fault)
+{
+    enum { PREFIXES = 100 };
+    uint32_t count = header->list_count, state = 1;
+    uint32_t *pairs = calloc((size_t)count * PREFIXES + 1, 2 * sizeof *pairs);
+    struct list_input *inputs = calloc(count + 1, sizeof *inputs);
+
+    for (uint32_t at = 0; at < count * PREFIXES; at++) {
+        state = state * 1664525 + 1013904223; /* Numerical Recipes' generator */
+        pairs[2 * at] = state & ~255u;
+        pairs[2 * at + 1] = state | 255;
+    }
+    for (uint32_t at = 0; at < count; at++)
+        inputs[at] = (struct list_input){.pairs4 = pairs + at * PREFIXES * 2, .count4 = PREFIXES};
+    return count ? lists_open(inputs, count, fault) : NULL;
 }
 
 static uint64_t run_batch(const struct program *program, const struct batch *batch,
@@ -87,13 +105,14 @@ static uint64_t run_worker(const struct program *program, const struct batch *ba
 
 int main(int count, char **words)
 {
-    char fault[LOADER_FAULT_LENGTH];
+    char fault[FAULT_LENGTH];
     uint64_t size;
 
     if (count != 5)
         return 2;
     uint8_t *block = contents(words[3], &size);
-    struct program *program = program_open(block, size, 1, fault);
+    const struct lists *lists = make_lists((const struct program_header *)block, fault);
+    struct program *program = program_open(block, size, 1, lists, NULL, fault);
     if (!program) {
         fprintf(stderr, "%s: %s\n", words[3], fault);
         return 2;

@@ -51,7 +51,7 @@ def test_ours_floor_and_oracle_decide_alike(
     ours()
     floor()
     found = [MARKS.decision(mark) for mark in ours.args[-1]]
-    policy = Policy(MARKS, deciders.KEY, [deciders.one_rule(table)], {})
+    policy = Policy(MARKS, deciders.KEY, [deciders.one_rule(table)])
     assert found == [policy.outcome(packet).decision for packet in packets]
     assert list(floor.args[-1]) == found
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import struct
 import threading
 from array import array
 from collections import Counter
@@ -16,26 +15,26 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 
 from dataplane.config.marks import Marks
-from dataplane.config.model import Fields
-from dataplane.decide.program import AddressRange, Family, ProgramRule, compile_program
-from dataplane.hotpath import REASONS, Classifier, Program
+from dataplane.config.model import Fields, Ports
+from dataplane.decide.program import Family, ProgramRule, Slots, everywhere
+from dataplane.hotpath import REASONS, Classifier
 from tests import packets
 from tests.policies import compiled, flattened, pair_policies, policies, table
-from tests.reference import Policy
+from tests.reference import Policy, Span
 
 TABLE = table(1, Marks())
 
 
 def policy(fields: Fields = Fields.BOTH_ADDRESSES, symmetric: bool = False, key: int = 9) -> Policy:
-    rule = ProgramRule("all", fields, symmetric, tables={4: TABLE, 6: TABLE})
-    return Policy(Marks(), key, [rule], {})
+    rule = ProgramRule("all", everywhere(Slots(TABLE, fields, symmetric)))
+    return Policy(Marks(), key, [rule])
 
 
 marks = st.integers(0, 2**32 - 1)
 
 
 @settings(max_examples=300, deadline=None)
-@given(policies(with_lists=False), st.lists(packets.anything, min_size=1, max_size=8), marks)
+@given(policies(conditions=False), st.lists(packets.anything, min_size=1, max_size=8), marks)
 def test_c_and_oracle_decide_alike(policy: Policy, packets: list[bytes], mark: int) -> None:
     classifier = Classifier(compiled(policy))
     for packet in packets:
@@ -51,13 +50,14 @@ def test_c_and_oracle_decide_alike(policy: Policy, packets: list[bytes], mark: i
                 flow.source_port,
                 flow.destination_port,
                 mark,
+                dscp=flow.dscp,
             )
             assert tuple(again) == flattened(expected)
 
 
 @settings(max_examples=100, deadline=None)
 @given(
-    policies(with_lists=False), st.lists(st.tuples(packets.anything, marks)), st.sampled_from("IQ")
+    policies(conditions=False), st.lists(st.tuples(packets.anything, marks)), st.sampled_from("IQ")
 )
 def test_a_batch_decides_as_single_packets_do(
     policy: Policy, queued: list[tuple[bytes, int]], width: str
@@ -87,49 +87,44 @@ def test_a_batch_decides_as_the_oracle_does(
 
 @pytest.mark.parametrize("families", [(4,), (6,), (4, 6)])
 def test_a_batch_goes_no_short_way_with_packets_that_lie(families: tuple[Family, ...]) -> None:
-    rule = ProgramRule("all", tables=dict.fromkeys(families, TABLE))
+    rule = ProgramRule("all", dict.fromkeys(families, Slots(TABLE)))
     assert_batch_decides(
-        Policy(Marks(), 9, [rule], {}), [(packet, 0) for packet in packets.edges()], "I"
+        Policy(Marks(), 9, [rule]), [(packet, 0) for packet in packets.edges()], "I"
     )
 
 
-HALF = [AddressRange(4, 0, 1 << 31), AddressRange(6, 0, 1 << 127)]
+HALF = [Span(4, 0, 1 << 31), Span(6, 0, 1 << 127)]
+PAIRS = everywhere(Slots(TABLE))
 
 
 @pytest.mark.parametrize(
     "first",
     [
         *(
-            ProgramRule("other fields", fields, tables={4: TABLE, 6: TABLE})
+            ProgramRule(f"fields {fields}", everywhere(Slots(TABLE, fields)))
             for fields in Fields
             if fields is not Fields.BOTH_ADDRESSES
         ),
-        ProgramRule("symmetric", symmetric=True, tables={4: TABLE, 6: TABLE}),
-        ProgramRule("from half", tables={4: TABLE, 6: TABLE}, source=("half",)),
-        ProgramRule("to half", tables={4: TABLE, 6: TABLE}, destination=("half",)),
-        ProgramRule("fixed", decision=5),
+        ProgramRule("symmetric", everywhere(Slots(TABLE, symmetric=True))),
+        ProgramRule("from half", PAIRS, source=("half",)),
+        ProgramRule("to half", PAIRS, destination=("half",)),
+        ProgramRule("by an interface", PAIRS, interfaces=(7,)),
+        ProgramRule("udp", PAIRS, protocols=(17,)),
+        ProgramRule("from some ports", PAIRS, source_ports=(Ports(0, 30000),)),
+        ProgramRule("to some ports", PAIRS, destination_ports=(Ports(0, 30000),)),
+        ProgramRule("dscp", PAIRS, dscp=(0,)),
+        ProgramRule("application", PAIRS, applications=("video",)),
+        ProgramRule("fixed", everywhere(5)),
     ],
-    ids=lambda rule: f"{rule.name} {rule.fields}",
+    ids=lambda rule: str(rule.name),
 )
 def test_a_batch_goes_no_short_way_where_the_first_rule_asks_for_more(first: ProgramRule) -> None:
-    policy = Policy(Marks(), 9, [first, ProgramRule("rest", decision=6)], {"half": HALF})
+    rules = [first, ProgramRule("rest", everywhere(6))]
+    policy = Policy(Marks(), 9, rules, {"half": HALF}, ["video"])
     any_ = random.Random(1)
     plain = [b"\x45\0\0\x1c" + any_.randbytes(24) for _ in range(40)]
     plain += [b"\x60\0\0\0\0\x08\x11\x40" + any_.randbytes(40) for _ in range(40)]
     assert_batch_decides(policy, [(packet, 0) for packet in plain], "Q")
-
-
-def test_a_fixed_decision_wins_over_slots_in_a_batch_too() -> None:
-    """The compiler never writes a rule with both, the loader takes it."""
-    block = bytearray(
-        compile_program(marks=Marks(), key=9, rules=[ProgramRule("all", tables={4: TABLE})])
-    )
-    (rules,) = struct.unpack_from("=Q", block, 40)
-    block[rules + 18] = 77
-    classifier, found = Classifier(Program(block)), array("I", [0])
-    packet = bytes(IP(src="192.0.2.1", dst="192.0.2.2") / UDP())
-    classifier.classify_batch(packet, array("I", [0, len(packet)]), found)
-    assert found[0] == classifier.mark(packet, 0) == Marks().mark(77)
 
 
 def assert_batch_decides(policy: Policy, queued: list[tuple[bytes, int]], width: str) -> None:
@@ -190,19 +185,18 @@ def test_only_our_bits_of_the_mark_change() -> None:
     assert classifier.classify(b"", 0xFD00_BEEF).mark == 0xFD00_BEEF
 
 
-def test_a_family_without_a_table_is_not_decided() -> None:
-    rule = ProgramRule("four", tables={4: TABLE})
-    later = ProgramRule("later", decision=1)
-    classifier = Classifier(compiled(Policy(Marks(), 0, [rule, later], {})))
+def test_a_family_without_an_action_is_not_decided() -> None:
+    rule = ProgramRule("four", {4: Slots(TABLE)})
+    classifier = Classifier(compiled(Policy(Marks(), 0, [rule])))
     decision = classifier.classify(bytes(IPv6(dst="2001:db8::1") / TCP()), 5)
-    assert (decision.reason, decision.rule, decision.mark) == ("no-links", 0, 5)
+    assert (decision.reason, decision.rule, decision.mark) == ("no-rule", -1, 5)
 
 
 def test_a_swapped_program_decides_and_counters_stay() -> None:
     classifier = Classifier(compiled(policy()))
     packet = bytes(IP(src="192.0.2.1", dst="192.0.2.2") / TCP())
     classifier.classify(packet)
-    fixed = compiled(Policy(Marks(), 0, [ProgramRule("main", decision=126)], {}))
+    fixed = compiled(Policy(Marks(), 0, [ProgramRule("main", everywhere(126))]))
     classifier.swap(fixed)
     assert classifier.program is fixed
     assert classifier.classify(packet).decision == 126

@@ -94,7 +94,7 @@ def test_check(capsys: pytest.CaptureFixture[str], good: str, faulty: str) -> No
     assert cli.main(["check", good]) == 0
     assert capsys.readouterr() == (f"{good}: well\n", "")
     assert cli.main(["check", "--json", good]) == 0
-    assert json.loads(capsys.readouterr().out) == {"ok": True, "faults": []}
+    assert json.loads(capsys.readouterr().out) == {"ok": True, "faults": [], "remarks": []}
     assert cli.main(["check", faulty]) == 2
     said = capsys.readouterr()
     assert len(said.out.splitlines()) == 2

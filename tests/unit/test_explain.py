@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from dataplane.config.load import read
 from dataplane.config.model import Config
 from dataplane.decide.balance import all_alive, without
+from dataplane.decide.compiled import program_of
 from dataplane.decide.explain import Flow, Situation, explain, parse_flow, protocol_number
 from dataplane.decide.facts import Destination, Facts
 from dataplane.decide.liveness import LinkState
-from dataplane.decide.wish import make_wish
-from dataplane.hotpath import Classifier, Program
+from dataplane.decide.wish import Before, make_wish
+from dataplane.hotpath import Classifier
 
 BALANCED = Destination("", "")
 FILE = """
@@ -37,8 +38,8 @@ def situation(text: str = FILE, dead: tuple[str, ...] = (), key: int = 1) -> Sit
     config: Config = read(text, "file")
     states = without(all_alive(config), dead)
     nothing = Facts((), native_queue=False)
-    wish = make_wish(config, nothing, key, {}, None, states=states)
-    return Situation(config, wish.ids, states, nothing, Classifier(Program(wish.program())))
+    wish = make_wish(config, nothing, key, Before(), states=states)
+    return Situation(config, wish.ids, states, nothing, Classifier(program_of(wish)))
 
 
 def answer(

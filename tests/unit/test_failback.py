@@ -15,12 +15,12 @@ from dataplane.config.load import read
 from dataplane.config.marks import Marks
 from dataplane.config.model import Failback as Mode
 from dataplane.daemon import failback as daemon
+from dataplane.daemon.connections import home_by
 from dataplane.decide.explain import Flow, Situation, explain
 from dataplane.decide.facts import Destination, Facts, Family
-from dataplane.decide.failback import Connection, Policy, home_of
-from dataplane.decide.wish import Wish, make_wish
+from dataplane.decide.failback import STAYS, Connection, Homeward, Policy, home_of
+from dataplane.decide.wish import Before, Wish, make_wish
 from dataplane.errors import KernelError
-from dataplane.hotpath import Classifier, Program
 from dataplane.system import conntrack
 from tests.golden.cases import DOWN, KEY, MACHINE, two
 
@@ -30,7 +30,7 @@ NOWHERE = Destination("", "")
 
 
 def wish_of(text: str = "", facts: Facts = MACHINE, top: str = "") -> Wish:
-    return make_wish(read(two(a=RESOLVERS + text, b=text, top=top), "file"), facts, KEY, {}, None)
+    return make_wish(read(two(a=RESOLVERS + text, b=text, top=top), "file"), facts, KEY, Before())
 
 
 def connection(
@@ -110,8 +110,10 @@ def test_what_belongs_home(source: str, destination: str, top: str, moves: bool)
     """It is on link 1, and the program in force says link 2, which has returned."""
     wish = wish_of(top=top)
     policy = Policy.of(wish.config, wish.facts, wish.states)
-    found = home_of(connection(source, destination), 1, {2}, policy, lambda *_: 2, main_says)
-    assert found == (2 if moves else 0)
+    found = home_of(
+        connection(source, destination), 1, {2}, policy, lambda *_: Homeward(2), main_says
+    )
+    assert found.number == (2 if moves else 0)
 
 
 @pytest.mark.parametrize("says", [1, 3, 0, 126, 127], ids=str)
@@ -120,7 +122,7 @@ def test_others_stay(says: int) -> None:
     wish = wish_of()
     policy = Policy.of(wish.config, wish.facts, wish.states)
     one = connection("10.10.1.0", "203.0.113.1")
-    assert home_of(one, 1, {2, 1}, policy, lambda *_: says, main_says) == 0
+    assert home_of(one, 1, {2, 1}, policy, lambda *_: Homeward(says), main_says) == STAYS
 
 
 ADDRESSES = st.sampled_from(
@@ -131,18 +133,14 @@ ADDRESSES = st.sampled_from(
 
 @given(ADDRESSES, ADDRESSES, st.sampled_from([1, 2]))
 def test_what_goes_home_is_what_explain_calls_balanced(source: str, to: str, back: int) -> None:
-    classifier = Classifier(Program(WISH.program()))
     policy = Policy.of(WISH.config, WISH.facts, WISH.states)
     one = connection(source, to, on=3 - back)
-    found = home_of(
-        one, 3 - back, {back}, policy, lambda *flow: classifier.classify_flow(*flow).decision,
-        main_says,
-    )  # fmt: skip
+    found = home_of(one, 3 - back, {back}, policy, home_by(WISH, None), main_says)
     flow = Flow(ip_address(source), ip_address(to), 17, 40000, 5000)
     answer = explain(Situation.of(WISH), flow, main_says(flow.destination))
     lan = source.startswith("10.10.")
     balanced = lan and answer.group is not None and WISH.ids[str(answer.link)] == back
-    assert bool(found) == balanced
+    assert bool(found.number) == balanced
 
 
 WISH = wish_of()
@@ -185,7 +183,7 @@ def table(monkeypatch: pytest.MonkeyPatch) -> Table:
 
 def failback(says: int = 2) -> daemon.Failback:
     return daemon.Failback(
-        lambda wish: lambda *flow: says, lambda address, mark: main_says(ip_address(address))
+        lambda wish: lambda *_: Homeward(says), lambda address, mark: main_says(ip_address(address))
     )
 
 
@@ -286,7 +284,7 @@ def test_it_ends_when_the_link_is_gone_again(table: Table) -> None:
     assert not back.step(dead, 30), "seen in the wish, too"
     back.returned("isp-b", 4, wish)
     alone = two().partition("[link.isp-b]")[0]
-    left = make_wish(read(alone, "file"), MACHINE, KEY, {}, None)
+    left = make_wish(read(alone, "file"), MACHINE, KEY, Before())
     assert not back.step(left, 40), "it left the file"
     assert table.forgotten == []
 

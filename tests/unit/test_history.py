@@ -12,7 +12,7 @@ from dataplane.daemon.events import Transition
 from dataplane.daemon.history import LinkHistory, followed, in_words, state_name, why
 from dataplane.decide.facts import FAMILIES, Facts
 from dataplane.decide.liveness import Condition, LinkState, Way
-from dataplane.decide.wish import Wish, make_wish
+from dataplane.decide.wish import Before, Wish, make_wish
 
 WELL = Way(Condition.LIVING, "", IPv4Address("192.0.2.1"))
 SILENT = Way(Condition.SILENT, "no answer from host")
@@ -27,8 +27,8 @@ def wish(*served: str, **ways: tuple[Way, Way]) -> Wish:
     links = tuple(Link(name, f"up-{name}", download_bps=1) for name in ways)
     config = Config(("lan0",), links, Group("default", tuple(ways)))
     states = {name: LinkState(name, both) for name, both in ways.items()}
-    before = dict.fromkeys(FAMILIES, frozenset(served))
-    return make_wish(config, Facts((), False), 1, {}, None, states=states, served=before)
+    before = Before(served={"default": dict.fromkeys(FAMILIES, frozenset(served))})
+    return make_wish(config, Facts((), False), 1, before, states=states)
 
 
 def test_what_is_first_seen_up_is_told_too() -> None:

@@ -21,7 +21,7 @@ IMPURE = {
 }  # fmt: skip
 HOT_PATH = {
     "decide/explain.py", "daemon/engine.py", "daemon/router.py", "daemon/forecast.py",
-    "daemon/connections.py", "tools/simulate.py",
+    "daemon/connections.py", "decide/compiled.py", "tools/simulate.py",
 }  # fmt: skip
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 

@@ -19,7 +19,7 @@ from dataplane.decide.liveness import (
     serving,
 )
 from dataplane.decide.slots import SLOTS, home, overlay
-from dataplane.decide.wish import make_wish
+from dataplane.decide.wish import Before, make_wish
 from tests.golden.cases import KEY, MACHINE, interface, two, with_interface
 
 NAMES = ("a", "b", "c")
@@ -120,21 +120,13 @@ def test_what_keeps_its_connections() -> None:
     """A drained link does, the last one does; one that lost its slots to another does not."""
     silent = Judgement(Condition.SILENT, "no answer")
     both = {(name, family): silent for name in ("isp-a", "isp-b") for family in (4, 6)}
-    first = make_wish(CONFIG, MACHINE, KEY, {}, None, judgements={("isp-b", 4): silent})
+    first = make_wish(CONFIG, MACHINE, KEY, Before(), judgements={("isp-b", 4): silent})
     assert first.serving[4] == {"isp-a"}
     assert not first.keeps("isp-b", 4)
     assert first.keeps("isp-b", 6)
-    last = make_wish(
-        CONFIG,
-        MACHINE,
-        KEY,
-        first.ids,
-        first.home,
-        judgements=both,  # type: ignore[arg-type]
-        served=first.serving,
-    )
+    last = make_wish(CONFIG, MACHINE, KEY, first.before, judgements=both)  # type: ignore[arg-type]
     assert last.serving[4] == {"isp-a"}, "the last one stays"
     assert last.keeps("isp-a", 4)
-    drained = make_wish(CONFIG, MACHINE, KEY, {}, None, drained=["isp-b"])
+    drained = make_wish(CONFIG, MACHINE, KEY, Before(), drained=["isp-b"])
     assert drained.serving[4] == {"isp-a"}
     assert drained.keeps("isp-b", 4)

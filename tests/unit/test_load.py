@@ -195,7 +195,7 @@ links = ["fibre",
     assert [str(fault) for fault in faults_of(text)] == [
         "evenlink.toml:2: colour: unknown key; known here: lan, key, mark_mask, exempt_marks, "
         "ipv6, own_traffic, on_stop, state_dir, control_socket, control_group, on_change, queue, "
-        "link, probe, balance, log",
+        "link, probe, balance, group, list, rule, log",
         "evenlink.toml:3: mark_mask: expected one run of at least 4 set bits such as 0x7f000000, "
         "got 0x5000000",
         "evenlink.toml:5: queue.number: expected a whole number from 0 to 65535, got 70000",
@@ -219,12 +219,8 @@ ABOVE = len(MINIMAL.splitlines())
     ("lines", "line", "key", "message"),
     [
         # Keys that are not known, or stand in the wrong table.
-        ("[group.voice]", 1, "group", "not known in this version of Evenlink"),
-        ("[[rule]]\nuse = 'x'", 1, "rule", "not known in this version of Evenlink"),
+        ("[ospf]", 1, "ospf", "not known in this version of Evenlink"),
         ("[link.lte.bgp]", 1, "link.lte.bgp", "not known in this version of Evenlink"),
-        ("[balance]\nfailback = 'kill'", 2, "balance.failback",
-         "not known in this version of Evenlink"),
-        ("[balance]\nsticky = 3", 2, "balance.sticky", "not known in this version of Evenlink"),
         ("[log]\nformat = 'x'", 2, "log.format", "not known in this version of Evenlink"),
         ("ipv6 = true", 1, "link.lte.ipv6",
          "unknown key here; it belongs at the top of the file, before the first table"),
@@ -259,10 +255,6 @@ ABOVE = len(MINIMAL.splitlines())
          "expected a whole number from 64 to 65531, got 63"),
         ("[queue]\nmode = 'all'", 2, "queue.mode", 'expected "first" or "every", got "all"'),
         ("mss = 535", 1, "link.lte.mss", "expected a whole number from 536 to 65495, got 535"),
-        # Methods.
-        ("[balance]\nmethod = 'nth'", 2, "balance.method",
-         'expected "pcc", got "nth", not known in this version'),
-        ("[balance]\nmethod = 'pc'", 2, "balance.method", 'expected "pcc", got "pc"'),
         # Links by themselves.
         ("[link.x]\ncapacity = '1Mbit'", 1, "link.x.interface",
          "missing: expected the interface of this uplink"),

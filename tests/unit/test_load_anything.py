@@ -51,7 +51,6 @@ colour = 1
         (4, "link.fibre.gateway"),
         (5, "link.fibre.capacity"),
         (6, ""),
-        (9, "balance.method"),
         (10, ""),
         (11, ""),
         (12, "balance.colour"),

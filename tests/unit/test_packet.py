@@ -8,7 +8,7 @@ from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment, IPv6ExtHdrHopByHop
 
 from dataplane.config.marks import Marks
-from dataplane.decide.program import ProgramRule, compile_program
+from dataplane.decide.program import ProgramRule, Slots, compile_program, everywhere
 from dataplane.hotpath import Classifier, Decision, Program
 from tests import packets, reference
 from tests.reference import Flow, Undecided
@@ -17,7 +17,7 @@ TABLE = bytes(1 + slot % 3 for slot in range(65536))
 CLASSIFIER = Classifier(
     Program(
         compile_program(
-            marks=Marks(), key=1, rules=[ProgramRule("all", tables={4: TABLE, 6: TABLE})]
+            marks=Marks(), key=1, rules=[ProgramRule("all", everywhere(Slots(TABLE)))]
         )
     )
 )
@@ -31,6 +31,7 @@ def flow_of(decision: Decision) -> Flow:
         decision.source_port,
         decision.destination_port,
         decision.fragment,
+        decision.dscp,
     )
 
 

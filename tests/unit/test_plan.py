@@ -18,7 +18,7 @@ from dataplane.decide.plan import (
     Plan,
 )
 from dataplane.decide.ruleset import digest_chain, render, slots_chain
-from dataplane.decide.wish import make_wish
+from dataplane.decide.wish import Before, make_wish
 from tests.golden.cases import (
     CASES,
     DOWN,
@@ -146,7 +146,7 @@ def test_a_metered_link_is_the_routers_last_way() -> None:
 def test_numbers_stay_with_their_links() -> None:
     """A connection carries its link's number: a new file must not give it to another link."""
     config = read(two(), "evenlink.toml")
-    made = make_wish(config, MACHINE, KEY, {"gone": 1, "isp-b": 2}, None)
+    made = make_wish(config, MACHINE, KEY, Before({"gone": 1, "isp-b": 2}))
     assert made.ids == {"isp-a": 3, "isp-b": 2}
 
 

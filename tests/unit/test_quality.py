@@ -44,6 +44,14 @@ def test_who_has_gone_silent_does_not_slow_the_rest() -> None:
     assert timeout_ms([gone], FRESH_MS + 1) == LEAST_TIMEOUT_MS
 
 
+def test_a_smoothed_round_trip_is_of_who_answers() -> None:
+    assert RoundTrip().smooth_ms(0) is None
+    assert heard(20.0).smooth_ms(FRESH_MS) == 20.0
+    assert heard(20.0).smooth_ms(FRESH_MS + 1) is None
+    assert heard(20.0, 100.0).smooth_ms(0) == 30.0
+    assert heard(20.0, *[100.0] * 50).smooth_ms(0) == pytest.approx(100, rel=0.01)
+
+
 @given(st.lists(st.one_of(st.none(), st.floats(0.001, 10_000)), max_size=200))
 def test_a_window_is_the_last_rounds(rounds: list[float | None]) -> None:
     window = Window()

@@ -16,9 +16,8 @@ from dataplane.system.state import State, StateDirectory
 
 FULL = State(
     ids={"a": 1, "b": 2},
-    home_links=("a", "b"),
-    home_slots=bytes([0, 1] * 32768),
-    sysctls={"net/ipv4/ip_forward": "0"},
+    homes={"default": (("a", "b"), bytes([0, 1] * 32768))},
+    sysctls={"net/ipv4/ip_forward": "0", "net/netfilter/nf_conntrack_acct": "0"},
     listing="ab" * 32,
     mangle_before=("4", "4 OUTPUT"),
     silent=(("a", 4),),
@@ -63,8 +62,7 @@ def test_after_a_boot_what_was_seen_before_is_left_out(
     file.write_text(file.read_text().replace(BOOT, boot))
     kept = State(
         ids=FULL.ids,
-        home_links=FULL.home_links,
-        home_slots=FULL.home_slots,
+        homes=FULL.homes,
         drained=FULL.drained,
     )
     assert directory.load() == kept
@@ -85,12 +83,13 @@ def test_after_a_boot_what_was_seen_before_is_left_out(
         b'{"ids": {"a": 256}}',
         b'{"ids": {"a": 3, "b": 3}}',
         b'{"ids": {"a": 1e30}}',
-        b'{"home_links": ["a"]}',
-        b'{"home_slots": "AAAA"}',
-        b'{"home_links": ["a"], "home_slots": "%"}',
+        b'{"homes": {"default": [["a"]]}}',
+        b'{"homes": {"default": [["a"], "AAAA"]}}',
+        b'{"homes": {"default": [["a"], "%"]}}',
         b'{"sysctls": {"kernel/core_pattern": "x"}}',
         b'{"sysctls": {"net/ipv4/../../kernel/core_pattern": "x"}}',
         b'{"sysctls": {"/etc/passwd": "x"}}',
+        b'{"sysctls": {"net/netfilter/nf_conntrack_max": "x"}}',
         b"[" * 100_000,
         b'{"ids":' * 100_000,
     ],
@@ -106,11 +105,11 @@ def test_garbage_is_refused_and_kept(directory: StateDirectory, stored: bytes) -
 
 def test_a_slot_of_no_link_is_refused(directory: StateDirectory) -> None:
     directory.lock()
-    directory.store(State(home_links=("a",), home_slots=bytes(65535) + b"\1"))
-    with pytest.raises(MachineError, match="home_slots"):
+    directory.store(State(homes={"default": (("a",), bytes(65535) + b"\1")}))
+    with pytest.raises(MachineError, match="homes: default"):
         directory.load()
-    directory.store(State(home_links=("b", "a"), home_slots=bytes(65536)))
-    with pytest.raises(MachineError, match="home_slots: expected links sorted by name"):
+    directory.store(State(homes={"default": (("b", "a"), bytes(65536))}))
+    with pytest.raises(MachineError, match="homes: default: expected links sorted by name"):
         directory.load()
     directory.unlock()
 

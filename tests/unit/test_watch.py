@@ -353,6 +353,30 @@ def test_a_link_that_cannot_be_watched_does_not_keep_the_others(world: World) ->
     clocked(work)
 
 
+def test_round_trips_are_the_nearest_targets(world: World) -> None:
+    """The gateway's tells nothing of the path, and who fell silent long ago tells nothing more."""
+    far = IPv4Address("203.0.113.9")
+    three = Probe(targets=(*PROBE.targets, Target("far", address=far), Target("g", gateway=True)))
+    delays = {HOST: 20.0, far: 50.0, GATEWAY: 1.0}
+
+    def path(interface: str, to: Address, at: int) -> Heard:
+        assert isinstance(to, IPv4Address)
+        return None if (interface, to) == ("up-a", HOST) and at > 10_000 else delays[to]
+
+    world.path = path
+
+    async def work() -> None:
+        async with watched(link("a", three), link("b")) as machine:
+            unasked = {("a", 6): None, ("b", 4): None, ("b", 6): None}
+            assert machine.watch.round_trips() == {("a", 4): None, **unasked}
+            await until_ms(10_000)
+            assert machine.watch.round_trips() == {("a", 4): 20.0, **unasked}
+            await until_ms(80_000)
+            assert machine.watch.round_trips() == {("a", 4): 50.0, **unasked}
+
+    clocked(work)
+
+
 def test_closing_leaves_nothing(world: World) -> None:
     """While a judgement waits, a hold runs, and rounds are open."""
     world.path = dead(a=0, b=500)

@@ -1,0 +1,41 @@
+"""Wish -> the program that the workers run."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from dataplane.config.marks import Marks
+from dataplane.config.model import Addresses
+from dataplane.decide.learned import Known
+from dataplane.decide.policy import member_applications, member_lists, policy
+from dataplane.decide.program import compile_program
+from dataplane.decide.wish import Wish
+from dataplane.hotpath import Learned, Lists, Program
+
+
+def program_of(wish: Wish, known: Known | None = None) -> Program:
+    """The compiled policy, with what is known of names and applications."""
+    lists = member_lists(wish.config)
+    applications = member_applications(wish.config)
+    block = compile_program(
+        marks=Marks(wish.config.mark_mask),
+        key=wish.key,
+        rules=[rule.compiled for rule in policy(wish)],
+        lists=list(lists),
+        applications=applications,
+    )
+    made = _lists(tuple(lists.values())) if lists else None
+    return Program(block, made, _learned(known, [*lists, *applications]) if known else None)
+
+
+@lru_cache(maxsize=2)
+def _lists(addresses: tuple[Addresses, ...]) -> Lists:
+    """Made once, not again for each death of a link. Two, since a reload compares old and new."""
+    return Lists([one.ranges4 for one in addresses], [one.ranges6 for one in addresses])
+
+
+def _learned(known: Known, members: list[str]) -> Learned:
+    """Labels that no member has are of a file that is not in force any more: nobody asks."""
+    numbers = {name: number for number, name in enumerate(members)}
+    sets = [[numbers[label] for label in labels if label in numbers] for labels in known.sets]
+    return Learned(known.entries, sets)
