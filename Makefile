@@ -24,7 +24,7 @@ APT_PACKAGES := build-essential python3-dev python3-venv libnetfilter-queue-dev 
 # Most tests wait for packets and timers: two at a time need little more than half the time.
 JOBS ?= 2
 
-SOURCES := setup.py $(wildcard cext/*.h cext/*.pyx cext/*.pxd)
+SOURCES := setup.py $(wildcard cext/*.h cext/*.pyx cext/*.pxi)
 
 .PHONY: build demo test check bench soak man clean
 

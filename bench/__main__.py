@@ -16,9 +16,19 @@ from bench.measure import Options, Result, table
 from bench.shown import Bar
 from dataplane.errors import Error
 
-NAMES = ("hotpath", "queue", "newconn", "tcp", "latency", "footprint", "failover")
+NAMES = ("hotpath", "tables", "queue", "newconn", "tcp", "latency", "footprint", "failover")
 # What `all` measures: `queue` twice, the second time with the other source; once if quick.
-ALL = ("hotpath", "queue", "queue-offload", "newconn", "tcp", "latency", "footprint", "failover")
+ALL = (
+    "hotpath",
+    "tables",
+    "queue",
+    "queue-offload",
+    "newconn",
+    "tcp",
+    "latency",
+    "footprint",
+    "failover",
+)
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parents[1] / "docs"
 RUNS, SECONDS = 5, 1.0

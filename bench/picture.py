@@ -121,34 +121,58 @@ def _cpu(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def curves(found: Mapping[str, Any], file: Path, title: str) -> None:
-    """hotpath's `curves`: nanoseconds a packet by the number of flows, and by that of links."""
+    """What the key `curves` holds: a small picture each, three in a row."""
     pyplot = _pyplot()
     wanted = found["curves"]
+    rows = -(-len(wanted) // 3)
     with pyplot.rc_context(_STYLE):
         figure, axes = pyplot.subplots(
-            1, len(wanted), figsize=(11.5, 4.2), squeeze=False, layout="constrained"
+            rows,
+            min(len(wanted), 3),
+            figsize=(11.5, 4.2 if rows == 1 else 3.2 * rows),
+            squeeze=False,
+            layout="constrained",
         )
-        for each, (name, series) in zip(axes[0], wanted.items(), strict=True):
-            for colour, (who, points) in zip(_SERIES, series.items(), strict=False):
-                across = [point[0] for point in points]
-                up = [point[1] for point in points]
-                each.plot(across, up, marker="o", markersize=4, color=colour, label=who)
-            each.set_xscale("log", base=2 if name == "links" else 10)
-            each.set(xlabel=name.replace("_", " "), ylabel="ns a packet")
-            each.set_ylim(bottom=0)
-            if name == "links":
-                each.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-            each.set_title(_AGAINST.get(name, name), loc="left", fontsize=10)
-            each.grid(color=_GRID)
-            each.set_axisbelow(True)
-            each.legend(frameon=False, fontsize=9)
+        for each, (name, series) in zip(axes.flat, wanted.items(), strict=False):
+            _curve(each, name, series)
         _save(pyplot, figure, file, title)
+
+
+def _curve(axes: Any, name: str, series: Mapping[str, Sequence[Sequence[float]]]) -> None:
+    what, _, along = name.rpartition("_by_")
+    places: set[float] = set()
+    for colour, (who, points) in zip(_SERIES, series.items(), strict=False):
+        across = [point[0] for point in points]
+        places.update(across)
+        up = [point[1] for point in points]
+        axes.plot(across, up, marker="o", markersize=4, color=colour, label=who)
+    if what:
+        # None at all has a place as well; the first steps are as wide as the others.
+        axes.set_xscale("symlog", linthresh=min(filter(None, places), default=1))
+        axes.set_xticks(sorted(places), minor=False)
+        axes.set_xticks([], minor=True)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    else:
+        axes.set_xscale("log", base=2 if name == "links" else 10)
+        if name == "links":
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set(xlabel=along.replace("_", " "), ylabel=_UNITS.get(what, "ns a packet"))
+    axes.set_ylim(bottom=0)
+    axes.set_title(_AGAINST.get(what or name, name), loc="left", fontsize=10)
+    axes.grid(color=_GRID)
+    axes.set_axisbelow(True)
+    if any(series):
+        axes.legend(frameon=False, fontsize=9)
 
 
 _AGAINST = {
     "working_set": "against the number of flows in turn",
     "links": "against the number of links",
+    "cost": "cost of a packet",
+    "load": "from the file to the program",
+    "memory": "memory of the process",
 }
+_UNITS = {"load": "ms", "memory": "MiB"}
 
 
 def _plain(axes: Any) -> None:

@@ -24,6 +24,15 @@ SECTIONS: dict[str, tuple[str, str, str]] = {
         "`floor` is C that hashes and looks up, and nothing else.",
         "Cost of a decision",
     ),
+    "tables": (
+        "Rules, lists, links",
+        "What a policy costs: nanoseconds for one of 262,144 packets, as above; with `-load`, "
+        "milliseconds from the file to the program, as the daemon goes; with `-memory`, MiB of the "
+        "whole process that this takes. Rules ask for interfaces, ports, DSCP and destinations; "
+        "the last of 16 asks for a list of 1,000 or a million prefixes (/24 or /48), to which "
+        "every other packet goes. `look-up`: finding the lists that hold an address, alone.",
+        "Rules, lists, links",
+    ),
     "queue": (
         "Packets through the router",
         "64-byte UDP in frames from a driver, 1,024 address pairs. All get a mark, or in the rows "

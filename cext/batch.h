@@ -83,18 +83,18 @@ static inline int batch_is_plain(const struct program *program, const struct bat
            || (program->pair_tables[1] && plain_pair_ipv6(packet, end));
 }
 
-/* Decides any one packet; returns whether it was decided. */
-static inline int batch_decide(const struct program *program, const struct batch *batch,
-                               uint64_t at, struct tally *tally)
+/* Decides any one packet; returns whether it was decided. Apart, so that the loop of the plain ones
+ * keeps the registers. */
+static __attribute__((noinline)) int batch_decide(const struct program *program, const uint8_t *at,
+                                                  const uint8_t *end, uint32_t *mark,
+                                                  uint32_t interface, struct memory *memory,
+                                                  struct tally *tally)
 {
     struct decision decision;
-    enum reason reason = program_classify(program, batch->buffer + batch_offset(batch, at),
-                                          batch->buffer + batch_offset(batch, at + 1),
-                                          batch->marks[at], batch->interface, batch->memory,
-                                          &decision);
+    enum reason reason = program_classify(program, at, end, *mark, interface, memory, &decision);
 
     tally_add(tally, reason, &decision);
-    batch->marks[at] = decision.mark;
+    *mark = decision.mark;
     return reason == REASON_DECIDED;
 }
 
@@ -114,7 +114,10 @@ static inline __attribute__((always_inline)) uint64_t batch_decide_all(
         plain6 += at - begin;
         for (; at < batch->count && !batch_is_plain(program, batch, at); at++) {
             batch_prefetch(batch, at);
-            general += (uint64_t)batch_decide(program, batch, at, tally);
+            general += (uint64_t)batch_decide(program, batch->buffer + batch_offset(batch, at),
+                                              batch->buffer + batch_offset(batch, at + 1),
+                                              &batch->marks[at], batch->interface, batch->memory,
+                                              tally);
         }
     }
     add_some(&tally->reasons[REASON_DECIDED], plain4 + plain6);

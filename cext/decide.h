@@ -42,7 +42,7 @@ static inline uint8_t decide_by_method(const struct program *program, const stru
         return program_table(program, action->number)[decision->slot];
     case ACTION_NTH:
         drawing = &program->drawings[action->number];
-        return memory ? draw_next(memory, action->number, drawing->identity,
+        return memory ? draw_next(memory, drawing->turn, drawing->identity,
                                   program->links + drawing->first, drawing->count)
                       : 0;
     case ACTION_RANDOM:

@@ -173,6 +173,9 @@ static inline int loader_decisions(struct loader *loader, const uint8_t *legal)
             || drawings[at].count > link_count - drawings[at].first)
             return loader_refuse(loader, "drawing %" PRIu64 ": links %u and %u more of %" PRIu64,
                                  at, drawings[at].first, drawings[at].count, link_count);
+        else if (drawings[at].turn >= MEMORY_DRAWS || drawings[at].reserved)
+            return loader_refuse(loader, "drawing %" PRIu64 ": turn %u of %d", at,
+                                 drawings[at].turn, MEMORY_DRAWS);
     for (uint64_t at = 0; at < link_count; at++)
         if (!legal[links[at].decision] || !links[at].weight
             || links[at].weight > PROGRAM_MAX_WEIGHT)

@@ -124,6 +124,8 @@ struct rule {
 struct drawing {
     uint64_t identity; /* changes with whom it is for and with its links */
     uint32_t first, count;
+    uint32_t turn; /* where the worker's memory keeps it */
+    uint32_t reserved;
 };
 
 struct step {

@@ -12,7 +12,7 @@
  *          where ranges begin, and behind those the set of each.
  *
  * Numbers in groups and tails are not aligned, since nothing is between them. Measured with a
- * million prefixes of each family, uniform addresses: 11 ns IPv4, 23 ns IPv6.
+ * million prefixes of each family, uniform addresses, one after the other: 12 ns IPv4, 45 ns IPv6.
  */
 #ifndef EVENLINK_RANGES_H
 #define EVENLINK_RANGES_H
@@ -115,12 +115,17 @@ static inline uint32_t lists_find_tail(const uint16_t *tail, uint64_t low)
     return lows[(uint64_t)4 * count + lists_last64(lows, count, low)];
 }
 
+static inline const struct lists_place *lists_place(const struct lists *lists, uint64_t high)
+{
+    const struct lists_region *region = &lists->regions[high >> 48];
+
+    return lists->places + region->place + ((high & UINT64_MAX >> 16) >> region->shift);
+}
+
 static inline uint32_t lists_find6(const struct lists *lists, const uint8_t *address)
 {
     uint64_t high = load_be64(address);
-    const struct lists_region *region = &lists->regions[high >> 48];
-    const struct lists_place *place = lists->places + region->place
-                                      + ((high & UINT64_MAX >> 16) >> region->shift);
+    const struct lists_place *place = lists_place(lists, high);
     uint32_t count = place[1].first - place->first;
     const uint8_t *group = lists->groups + (uint64_t)12 * place->first;
 
@@ -133,6 +138,37 @@ static inline uint32_t lists_find6(const struct lists *lists, const uint8_t *add
     return lists_find_tail(lists->tails + (set & ~LISTS_TAIL),
                            lists_number64(group, at) == high ? load_be64(address + 8)
                                                              : UINT64_MAX);
+}
+
+/* Has the cache lines of a later look-up fetched. For IPv6 there are two steps: what the second one
+ * needs is what the first one fetches. Always inline: gcc leaves out calls of functions that do
+ * nothing but prefetch. */
+static inline __attribute__((always_inline)) void lists_prefetch4(const struct lists *lists,
+                                                                  const uint8_t *address)
+{
+    uint32_t top = load_be16(address), entry = lists->buckets[top];
+    uint32_t count = lists->buckets[top + 1] - entry;
+    const uint16_t *words = lists->words + (uint64_t)2 * entry;
+
+    __builtin_prefetch(words);
+    __builtin_prefetch(words + count);
+    __builtin_prefetch(words + 2 * count - 1);
+}
+
+static inline __attribute__((always_inline)) void lists_prefetch6_place(const struct lists *lists,
+                                                                        const uint8_t *address)
+{
+    __builtin_prefetch(lists_place(lists, load_be64(address)));
+}
+
+static inline __attribute__((always_inline)) void lists_prefetch6(const struct lists *lists,
+                                                                  const uint8_t *address)
+{
+    const struct lists_place *place = lists_place(lists, load_be64(address));
+    const uint8_t *group = lists->groups + (uint64_t)12 * place->first;
+
+    __builtin_prefetch(group);
+    __builtin_prefetch(group + (uint64_t)12 * (place[1].first - place->first));
 }
 
 /* The lists of a set, ascending. */

@@ -19,9 +19,9 @@ CONDITIONS: tuple[str, ...]
 class Decision(NamedTuple):
     """What was read from a packet, and what follows from it.
 
-    `reason` is "decided" or why not; `decision` 0 and `mark` unchanged then. "drawn": the rule draws
-    by nth or at random, and nothing was to be drawn. `rule` counts from 0, -1 is none. `hash` and
-    `slot` are 0 where no slot was looked up: a fixed decision, a drawn or a remembered one.
+    `reason` is "decided" or why not; `decision` 0 and `mark` unchanged then. "drawn": the rule
+    draws by nth or at random, and nothing was to be drawn. `rule` counts from 0, -1 is none. `hash`
+    and `slot` are 0 where no slot was looked up: a fixed decision, a drawn or a remembered one.
     Addresses are 4 or 16 bytes in network order, empty where the packet could not be read.
     """
 

@@ -104,9 +104,7 @@ booleans = st.booleans()
 
 def _some(values: st.SearchStrategy[object]) -> st.SearchStrategy[tuple[object, ...]]:
     """Mostly none: a rule with every condition matches nothing."""
-    return st.one_of(
-        st.just(()), st.just(()), st.lists(values, min_size=1, max_size=3).map(tuple)
-    )
+    return st.one_of(st.just(()), st.just(()), st.lists(values, min_size=1, max_size=3).map(tuple))
 
 
 _ranges = st.tuples(ports, ports).map(lambda ends: Ports(min(ends), max(ends)))
@@ -187,9 +185,7 @@ def pair_policies(draw: st.DrawFn) -> Policy:
     )
     found = [ProgramRule("dead", {})] * draw(st.integers(0, 1))
     for family in families:
-        found.append(
-            ProgramRule("all", {family: Slots(table(draw(st.integers(0, 3)), marks))})
-        )
+        found.append(ProgramRule("all", {family: Slots(table(draw(st.integers(0, 3)), marks))}))
     found += [ProgramRule("behind", everywhere(1))] * draw(st.integers(0, 1))
     return Policy(marks, draw(keys), found)
 

@@ -82,9 +82,7 @@ def _with_ports(flow: Flow, payload: bytes) -> Flow:
         return flow
     if len(payload) < 4:
         raise Undecided("short-ports")
-    return replace(
-        flow, source_port=_number(payload[:2]), destination_port=_number(payload[2:4])
-    )
+    return replace(flow, source_port=_number(payload[:2]), destination_port=_number(payload[2:4]))
 
 
 def _read4(packet: bytes) -> Flow:
@@ -221,7 +219,8 @@ class Policy:
         """The names of the rule's conditions that do not hold."""
         held = {
             "family": flow.family in rule.actions,
-            "in": not rule.interfaces or (flow.interface != 0 and flow.interface in rule.interfaces),
+            "in": not rule.interfaces
+            or (flow.interface != 0 and flow.interface in rule.interfaces),
             "source": not rule.source or self._listed(rule.source, flow.source),
             "destination": not rule.destination or self._listed(rule.destination, flow.destination),
             "protocol": not rule.protocols or flow.protocol in rule.protocols,

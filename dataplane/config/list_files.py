@@ -34,8 +34,12 @@ _MASKS = {host: host ^ 0xFFFFFFFF for host in _HOST_BITS.values()}
 _BLANKS = bytes.maketrans(b"./\n", b"   ")
 _DIGITS = b"0123456789"
 _SHAPE = b".../\n"
-_COMMENT = re.compile(rb"[ \t]*[#;][^\n]*")
+_COMMENT = re.compile(rb"(?<![ \t])[ \t]*+[#;][^\n]*")
 _ZEROS = (b"0",) * 8
+_HALF_BITS = {str(length).encode(): (1 << (64 - length)) - 1 for length in range(65)}
+_SHORT6 = re.compile(
+    rb"^([0-9a-fA-F]{1,4})" + 3 * rb"(?::([0-9a-fA-F]{1,4}))?+" + rb"::/([0-9]+)$", re.MULTILINE
+)
 _HEX = re.compile(rb"[0-9a-fA-F:]+")
 # What is left of a simple command; no command of a script is of these characters alone.
 _BARE = re.compile(rb"(?!add$)[0-9a-fA-F.:/]+")
@@ -102,7 +106,8 @@ class _Reader:
             portion = routeros_list.simplify(portion)
         elif self._script is None and (b"#" in portion or b";" in portion):
             portion = _COMMENT.sub(b"", portion)
-        if not whole or not self._take_prefixes(portion):
+        at_once = whole and (self._take_prefixes(portion) or self._take_prefixes6(portion))
+        if not at_once:
             for number, line in enumerate(portion.split(b"\n")[:-1], first):
                 self._take_line(number, line)
 
@@ -127,6 +132,30 @@ class _Reader:
         pairs[0::2] = firsts
         pairs[1::2] = array("I", map(or_, firsts, hosts))
         self._pairs += pairs
+        return True
+
+    def _take_prefixes6(self, lines: bytes) -> bool:
+        """The same for IPv6 prefixes up to /64 whose lower half is left out."""
+        found = _SHORT6.findall(lines)
+        count = len(found)
+        if count != lines.count(b"\n"):
+            return False
+        try:
+            hosts = [_HALF_BITS[length] for _, _, _, _, length in found]
+        except KeyError:
+            return False
+        halves = [
+            int(a, 16) << 48
+            | int(b or b"0", 16) << 32
+            | int(c or b"0", 16) << 16
+            | int(d or b"0", 16)
+            for a, b, c, d, _ in found
+        ]
+        quads = array("Q", bytes(32 * count))
+        quads[0::4] = array("Q", [half & ~host for half, host in zip(halves, hosts, strict=True)])
+        quads[2::4] = array("Q", map(or_, halves, hosts))
+        quads[3::4] = array("Q", [_LOW_HALF]) * count
+        self._quads += quads
         return True
 
     def _take_line(self, number: int, line: bytes) -> None:

@@ -147,7 +147,8 @@ def _with_contents(one: AddressList, contents: Iterable[list_files.Contents]) ->
         names.update(dict.fromkeys(each.names))
         ranges4.append(each.addresses.ranges4)
         ranges6.append(each.addresses.ranges6)
-    addresses = Addresses(b"".join(ranges4), b"".join(ranges6))
+    # Of one part alone, join makes no copy.
+    addresses = Addresses(b"".join(filter(None, ranges4)), b"".join(filter(None, ranges6)))
     return replace(one, addresses=addresses, names=tuple(names))
 
 

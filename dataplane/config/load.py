@@ -101,7 +101,7 @@ def _read_top(top: Table, files: lists.Files) -> tuple[Config, list[Fault]]:
     before = top.fault_count
     address_lists, faults = lists.read_lists(top.table("list"), files)
     lists_known = not faults and top.fault_count == before
-    around_rules = rules.Around(lan, links, named, address_lists)
+    around_rules = rules.Around(lan, links, named, address_lists, ipv6)
     config = Config(
         lan=lan,
         links=links,

@@ -43,6 +43,7 @@ class Around:
     links: Sequence[Link]
     groups: Sequence[Group]
     lists: Sequence[AddressList]
+    ipv6: bool
 
     @property
     def group_names(self) -> tuple[str, ...]:
@@ -66,7 +67,7 @@ def read_rules(
     if len(readings) > MOST_RULES:
         tables[MOST_RULES].fault_here(f"expected at most {MOST_RULES} rules, got {len(readings)}")
     else:
-        judge_rules(readings, around.lists, lists_known=lists_known)
+        judge_rules(readings, around.lists, lists_known=lists_known, ipv6=around.ipv6)
     return tuple(reading.rule for reading in readings)
 
 

@@ -5,7 +5,7 @@ answers that pass it, and applications that are recognised. Lives on the event l
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from dataplane.config.model import AddressList, Config
@@ -56,11 +56,20 @@ class Learning:
         await self._teach()
 
     async def take(self, config: Config) -> None:
-        """Another file is in force. What was learned stays, as far as it asks for that too."""
+        """Another file is in force. What was learned stays, as far as it asks for that too.
+
+        A list that lost a name begins anew.
+        """
+        before, self._wanted = self._wanted, Wanted.of(config)
         self._config = config
-        self._wanted = Wanted.of(config)
-        self._learned.keep(self._wanted.labels)
-        await self._teach()
+        lost = self._wanted.lost_since(before)
+        self._learned.keep(self._wanted.labels - lost)
+        anew = {
+            name
+            for name, lists in self._wanted.to_resolve.items()
+            if lists != before.to_resolve.get(name) or not lost.isdisjoint(lists)
+        }
+        await self._teach(anew)
         self._changed()
 
     async def stop(self) -> None:
@@ -98,9 +107,9 @@ class Learning:
             faults += _unknown(self._config, self._recogniser.known)
         return faults
 
-    async def _teach(self) -> None:
-        """Has each teacher work, or not, as the file asks."""
-        self._names.take(self._wanted.to_resolve)
+    async def _teach(self, anew: Collection[str] = ()) -> None:
+        """Has each teacher work, or not, as the file asks. These names are asked for at once."""
+        self._names.take(self._wanted.to_resolve, anew)
         group = answers_group(self._config.queue)
         if self._answers and not (learns_answers(self._config) and self._answers.group == group):
             self._answers.close()

@@ -49,12 +49,12 @@ class Names:
         self._asking: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
 
-    def take(self, names: Collection[str]) -> None:
-        """These names, and no others. What is asked for already goes on."""
+    def take(self, names: Collection[str], anew: Collection[str] = ()) -> None:
+        """These names, and no others. Of those that were taken before, some are asked for anew."""
         before, self._known = self._known, {}
         for name in names:
             for family in FAMILIES:
-                one = before.get((name, family))
+                one = before.get((name, family)) if name not in anew else None
                 if one is None:
                     one = _Name(name, family)
                     self._push(one, 0.0)

@@ -15,7 +15,7 @@ log = logging.getLogger("evenlink")
 
 # So many at once, and then a pause: a flood of questions must not keep a core busy.
 _COPIES_A_TURN = 64
-_PAUSE_S = 0.01
+_PAUSE_S = 0.02
 # While the kernel refuses, it is asked again so often.
 _AGAIN_S = 10.0
 

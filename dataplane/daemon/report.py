@@ -11,6 +11,7 @@ from dataplane.daemon.engine import QueueEngine
 from dataplane.daemon.history import LinkHistory, in_words, state_name, why
 from dataplane.decide.balance import weights
 from dataplane.decide.chains import FALLBACK_COUNTER, WRONG_SOURCE_COUNTER
+from dataplane.decide.copies import NOT_COPIED_COUNTER
 from dataplane.decide.facts import FAMILIES
 from dataplane.decide.wish import Wish
 from dataplane.system import conntrack, nft
@@ -101,6 +102,7 @@ def status_report(
             "granted": {str(number): one for number, one in engine.granted().items()},
         },
         "wrong_source": kernel.get(WRONG_SOURCE_COUNTER, 0),
+        "not_copied": kernel.get(NOT_COPIED_COUNTER, 0),
         "mended": mended,
         "faults": [*_faults(wish, engine, kernel), *_target_faults(health)],
     }

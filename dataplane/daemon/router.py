@@ -29,7 +29,7 @@ from dataplane.daemon.history import LinkHistory, followed, in_words
 from dataplane.daemon.look import Machine, before_of
 from dataplane.daemon.report import RateMeter
 from dataplane.decide.balance import Choices
-from dataplane.decide.compiled import program_of
+from dataplane.decide.compiled import Compiled, compiled, program_of
 from dataplane.decide.facts import FAMILIES, Facts, Family
 from dataplane.decide.fit import absences, conflicts, doubts
 from dataplane.decide.learned import Known
@@ -67,6 +67,8 @@ class Router:
         self._serial = 0
         self._choices: Choices = {}
         self.known: Known | None = None
+        # Of the wish in force, once something was learned under it.
+        self._compiled: Compiled | None = None
         self._connections = Connections(
             lambda *asked: self._machine.netlink.destination(*asked), lambda: self.known
         )
@@ -275,7 +277,9 @@ class Router:
     def learn(self, known: Known) -> None:
         """Gives the workers what is known of names and applications now."""
         self.known = known
-        program = program_of(self.wish, known)
+        if self._compiled is None:
+            self._compiled = compiled(self.wish)
+        program = self._compiled.program(known)
         self.engine.swap(program)
         self._serial = program.serial
 
@@ -405,7 +409,7 @@ class Router:
 
     def _adopt(self, wish: Wish) -> None:
         """Makes the wish the one in force, and tells what changed."""
-        self._wish = wish
+        self._wish, self._compiled = wish, None
         before = self.history
         self.history, transitions = followed(before, wish, time.time())
         for transition in transitions:

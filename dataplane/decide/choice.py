@@ -202,7 +202,6 @@ def _least_used(seat: _Seat, order: list[str], now: _Now) -> str:
     if seat.link is None:
         return seat.give(max(order, key=now.free_bps))
     taken_bps = now.free_bps(seat.link)
-
     margin = FREE_MARGIN / 2 if now.group.method is Method.OVERFLOW else FREE_MARGIN
 
     def ahead_bps(name: str) -> float:
@@ -248,6 +247,7 @@ class _Seat:
         if link != self.link:
             self.empty()
             self.link, self.new = link, False
+        self._beaten.end()
         return link
 
     def contest(self, holder: str, best: str, now_s: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 from dataplane.config.marks import Marks
@@ -13,8 +14,30 @@ from dataplane.decide.wish import Wish
 from dataplane.hotpath import Learned, Lists, Program
 
 
-def program_of(wish: Wish, known: Known | None = None) -> Program:
-    """The compiled policy, with what is known of names and applications."""
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """The compiled policy of a wish, without what is learned: that changes much more often.
+
+    `members` are the names of the lists and the labels of the applications, as they are numbered.
+    """
+
+    block: bytes
+    lists: Lists | None
+    members: tuple[str, ...]
+
+    def program(self, known: Known | None = None) -> Program:
+        """With what is known of names and applications now."""
+        return Program(self.block, self.lists, self._learned(known) if known else None)
+
+    def _learned(self, known: Known) -> Learned:
+        """Labels that no member has are of a file that is not in force any more: nobody asks."""
+        numbers = {name: number for number, name in enumerate(self.members)}
+        sets = [[numbers[label] for label in labels if label in numbers] for labels in known.sets]
+        return Learned(known.entries, sets)
+
+
+def compiled(wish: Wish) -> Compiled:
+    """The policy as it is now, for any number of programs."""
     lists = member_lists(wish.config)
     applications = member_applications(wish.config)
     block = compile_program(
@@ -25,17 +48,15 @@ def program_of(wish: Wish, known: Known | None = None) -> Program:
         applications=applications,
     )
     made = _lists(tuple(lists.values())) if lists else None
-    return Program(block, made, _learned(known, [*lists, *applications]) if known else None)
+    return Compiled(block, made, (*lists, *applications))
+
+
+def program_of(wish: Wish, known: Known | None = None) -> Program:
+    """The program for the wish, with what is known of names and applications."""
+    return compiled(wish).program(known)
 
 
 @lru_cache(maxsize=2)
 def _lists(addresses: tuple[Addresses, ...]) -> Lists:
     """Made once, not again for each death of a link. Two, since a reload compares old and new."""
     return Lists([one.ranges4 for one in addresses], [one.ranges6 for one in addresses])
-
-
-def _learned(known: Known, members: list[str]) -> Learned:
-    """Labels that no member has are of a file that is not in force any more: nobody asks."""
-    numbers = {name: number for number, name in enumerate(members)}
-    sets = [[numbers[label] for label in labels if label in numbers] for labels in known.sets]
-    return Learned(known.entries, sets)

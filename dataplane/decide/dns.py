@@ -33,7 +33,9 @@ _MOST_NAME = 255
 # Of one answer: more records, aliases and labels than any honest one has.
 _MOST_RECORDS = 128
 _MOST_ALIASES = 16
-_MOST_STEPS = 2048
+_MOST_STEPS = 512
+# More addresses of one name are of no use to anybody.
+_MOST_ADDRESSES = 16
 
 # Where an answer from the Internet leads: not to hosts of ours, whatever a name's owner claims.
 _NOT_PUBLIC = tuple(
@@ -238,7 +240,9 @@ def _addresses(message: bytes, asked: _Question) -> tuple[tuple[Address, ...], i
         owner, ttl_s = aliases[owner]
         times.append(ttl_s)
     last = {address: ttl_s for address, ttl_s in found.get(owner, ()) if public(address)}
-    return (tuple(last), min([*times, *last.values()])) if last else None
+    if not last:
+        return None
+    return tuple(last)[:_MOST_ADDRESSES], min([*times, *last.values()])
 
 
 class _Names:

@@ -132,7 +132,7 @@ class Learned:
         for _ in range(min(most, len(self._at))):
             if not self._at:
                 return
-            # Downwards: what takes the place of one that goes has been looked at.
+            # Downwards: what takes the place of one that goes has mostly been looked at.
             place = min(self._looked_at, len(self._at))
             self._looked_at = (place or len(self._at)) - 1
             key = self._at[self._looked_at]

@@ -33,9 +33,10 @@ _HEADER = struct.Struct("=IIQQIIIII9I")
 _SECTION = struct.Struct("=QQ")
 _ACTION = struct.Struct("=QQIBBBBQ")
 _RULE_REST = struct.Struct("=QIBB50x")
-_DRAWING = struct.Struct("=QII")
+_DRAWING = struct.Struct("=QIII4x")
 _LINK = struct.Struct("=QB7x")
 _FIELDS = {fields: number for number, fields in enumerate(Fields)}
+_TURNS = 8192
 _FIXED, _SLOTS = 1, 2
 _WORD = (1 << 64) - 1
 _DRAWS = {"nth": 3, "random": 4}
@@ -58,8 +59,9 @@ class Slots:
 class Draw:
     """In turn or at random, in proportion to the weights: methods nth and random.
 
-    Weights are whole numbers from 1 to 2^40, by decision, and need no common unit. nth goes on where
-    it was when another program is swapped in, as long as its group and weights are the same.
+    Weights are whole numbers from 1 to 2^40, by decision; only their proportion matters. nth goes
+    on where it was when another program is swapped in, as long as its group and weights are the
+    same.
     """
 
     method: Literal["nth", "random"]
@@ -126,8 +128,9 @@ def compile_program(
         raise ValueError(f"{len(rules)} rules: legal are 0 to {MOST_RULES}")
     if len(lists) > MOST_LISTS:
         raise ValueError(f"{len(lists)} lists: legal are 0 to {MOST_LISTS}")
+    known_lists, known_applications = frozenset(lists), frozenset(applications)
     for rule in rules:
-        _check(rule, frozenset(lists), frozenset(applications))
+        _check(rule, known_lists, known_applications)
     shared = _Shared(key)
     rule_bytes = b"".join(_rule(rule, shared) for rule in rules)
     vectors = Vectors(len(rules))
@@ -238,6 +241,9 @@ class _Shared:
         self.drawings: list[bytes] = []
         self.links = bytearray()
         self._numbers: dict[int, int] = {}
+        # Where a worker keeps whose turn it is: by identity, so that it is the same place under
+        # the next program.
+        self._turns: set[int] = set()
         self._key = key.to_bytes(8, "little")
 
     @property
@@ -258,7 +264,11 @@ class _Shared:
         identity = self.identity(group, family, draw.method, links)
         if identity not in self._numbers:
             self._numbers[identity] = len(self.drawings)
-            self.drawings.append(_DRAWING.pack(identity, self.link_count, len(links)))
+            turn = identity % _TURNS
+            while turn in self._turns:
+                turn = (turn + 1) % _TURNS
+            self._turns.add(turn)
+            self.drawings.append(_DRAWING.pack(identity, self.link_count, len(links), turn))
             for decision, weight in links:
                 self.links += _LINK.pack(weight, decision)
         return self._numbers[identity]

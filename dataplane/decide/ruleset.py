@@ -17,6 +17,7 @@ from dataplane.decide.chains import (
     pair_set,
     remembers_pairs,
 )
+from dataplane.decide.copies import NOT_COPIED_COUNTER
 from dataplane.decide.facts import Family
 from dataplane.decide.plan import Plan
 
@@ -62,7 +63,8 @@ def slots_chain(plan: Plan) -> str:
 
 def _table(plan: Plan, chains: list[tuple[str, list[str]]], tagged: bool = True) -> str:
     lines = [f"table inet {TABLE} {{"]
-    for counter in (FALLBACK_COUNTER, WRONG_SOURCE_COUNTER):
+    copied = (NOT_COPIED_COUNTER,) if plan.copies_packets else ()
+    for counter in (FALLBACK_COUNTER, WRONG_SOURCE_COUNTER, *copied):
         lines += [f"\tcounter {counter} {{", "\t}", ""]
     for name, family in _pair_sets(plan):
         lines += [

@@ -6,6 +6,7 @@ for: one collection of values a rule, empty where it does not have the condition
 
 from __future__ import annotations
 
+import struct
 from array import array
 from collections import defaultdict
 from collections.abc import Collection, Hashable, Iterable, Sequence
@@ -16,7 +17,6 @@ from dataplane.config.model import Ports
 NONE = 0xFFFFFFFF
 PORTS = 65536
 
-_WORD = (1 << 64) - 1
 _Value = TypeVar("_Value", bound=Hashable)
 Section = tuple[int, bytes]
 
@@ -36,10 +36,8 @@ class Vectors:
 
     def block(self) -> bytes:
         """Every vector as 64-bit words, the first rules in the first word."""
-        words = array("Q")
-        for vector in self.numbers:
-            words.extend(vector >> 64 * at & _WORD for at in range(self.words))
-        return words.tobytes()
+        packed = b"".join(vector.to_bytes(8 * self.words, "little") for vector in self.numbers)
+        return array("Q", struct.unpack(f"<{len(packed) // 8}Q", packed)).tobytes()
 
     def begin(self, asked: Sequence[Collection[object]]) -> int | None:
         """Begin the next condition: the vector of the rules without it; None: no rule has it."""
@@ -58,9 +56,7 @@ class Vectors:
         held = _by_value(asked)
         return _numbers(self.number(without | held.get(value, 0)) for value in range(count))
 
-    def by_member(
-        self, asked: Sequence[Collection[_Value]], members: Sequence[_Value]
-    ) -> Section:
+    def by_member(self, asked: Sequence[Collection[_Value]], members: Sequence[_Value]) -> Section:
         """Vector numbers by member; they hold only rules that ask for it."""
         if self.begin(asked) is None:
             return _EMPTY

@@ -60,6 +60,15 @@ class Patterns:
                 _, _, rest = rest.partition(".")
         return tuple(dict.fromkeys(found))
 
+    def by_label(self) -> dict[str, set[str]]:
+        """Label -> its names and wildcards."""
+        found: dict[str, set[str]] = {}
+        for prefix, kind in (("", self.exact), (_WILDCARD, self.below)):
+            for name, labels in kind.items():
+                for label in labels:
+                    found.setdefault(label, set()).add(prefix + name)
+        return found
+
 
 def plain(name: str) -> str:
     """A name as it is compared: in lower case, without the dot of the root."""
@@ -93,14 +102,15 @@ class Wanted:
     @property
     def labels(self) -> frozenset[str]:
         """Everything that may be said of what is learned."""
-        of_patterns = (
-            label
-            for patterns in (self.names, self.hosts)
-            for kind in (patterns.exact, patterns.below)
-            for labels in kind.values()
-            for label in labels
-        )
+        of_patterns = (*self.names.by_label(), *self.hosts.by_label())
         return frozenset((*of_patterns, *map(application_label, self.applications)))
+
+    def lost_since(self, before: Wanted) -> frozenset[str]:
+        """The lists that had a name which they have no more: nobody knows what it taught."""
+        now = self.names.by_label()
+        return frozenset(
+            label for label, had in before.names.by_label().items() if had - now.get(label, set())
+        )
 
     def labels_of_question(self, name: str) -> tuple[str, ...]:
         """What the addresses that DNS gives for a name are known as."""

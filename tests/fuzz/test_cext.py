@@ -48,7 +48,9 @@ def harness(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def blocks() -> dict[str, bytes]:
     """harness.c makes lists, and learns of members, as many as a block speaks of."""
-    slots = {fields: everywhere(Slots(table(1, MARKS), fields, symmetric=True)) for fields in Fields}
+    slots = {
+        fields: everywhere(Slots(table(1, MARKS), fields, symmetric=True)) for fields in Fields
+    }
     all_fields = [
         ProgramRule(fields, actions, source=("a", "b")[: n % 3])
         for n, (fields, actions) in enumerate(slots.items())
@@ -56,7 +58,9 @@ def blocks() -> dict[str, bytes]:
     remembered = {"remember": True, "sticky": Sticky.PAIR, "sticky_ms": 5000}
     conditions = [
         ProgramRule("list", everywhere(1), destination=("b",), interfaces=(1, 2)),
-        ProgramRule("protocol", everywhere(Draw("nth", {1: 1, 2: 9})), protocols=(6,), **remembered),
+        ProgramRule(
+            "protocol", everywhere(Draw("nth", {1: 1, 2: 9})), protocols=(6,), **remembered
+        ),
         ProgramRule("ports", {4: Draw("random", {3: 4, 4: 1})}, source_ports=(Ports(1, 9),)),
         ProgramRule("idle", {}),
         ProgramRule("both", everywhere(2), source=("a",), destination_ports=(Ports(0, 300),)),

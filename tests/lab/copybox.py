@@ -29,6 +29,7 @@ COPIED = f"""
 table inet copies {{
     chain leaving {{
         type filter hook output priority 0;
+        meta l4proto != {{ tcp, udp }} accept
         ct direction original log prefix "lan original" group {GROUP}
         ct direction reply log prefix "lan reply" group {GROUP}
     }}

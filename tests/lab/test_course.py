@@ -98,9 +98,9 @@ def test_what_the_page_says(lab: Lab, section: Section) -> None:
     if "rsc" in section.blocks:
         (lab.directory / "nice.rsc").write_text(section.blocks["rsc"])
     with running(lab, section) as daemon, ExitStack() as faults:
-        for line in section.blocks.get("sh", "").splitlines():
-            lab.router.run("sh", "-c", line)
-            faults.callback(lab.router.run, "nft", "destroy", "table", "inet", "own", check=False)
+        if "nft" in section.blocks:
+            lab.router.run("nft", "-f", "-", stdin=section.blocks["nft"])
+            faults.callback(lab.router.run, "nft", "delete", "table", "inet", "own")
         Reader(lab, daemon, faults).read(section.blocks["lab"])
 
 

@@ -12,7 +12,7 @@ from collections import Counter
 import pytest
 
 from tests.lab.conftest import MakeLab
-from tests.soak import flapping, load, remains, still
+from tests.soak import flapping, load, overflow, remains, still
 from tests.soak.__main__ import main
 from tests.soak.flapping import schedule
 from tests.soak.watching import Outcome
@@ -34,6 +34,12 @@ def test_flapping_leaves_nothing(make_lab: MakeLab) -> None:
 
 def test_nobody_notices_under_load(make_lab: MakeLab) -> None:
     well(load.run(make_lab(load.TOPOLOGY), 0.02, SEED, print))
+
+
+@pytest.mark.parametrize("lasting", [True, False], ids=["lasting", "short-lived"])
+def test_a_constant_load_changes_the_choice_once(make_lab: MakeLab, lasting: bool) -> None:
+    lab = make_lab(overflow.TOPOLOGY)
+    well(overflow.run(lab, 0.2, print, lasting=lasting, left_within_s=10.0))
 
 
 def test_schedule() -> None:

@@ -14,7 +14,8 @@ import asyncio
 import itertools
 import threading
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -38,6 +39,7 @@ _CALL_EVERY_S = 0.2
 _SMALL_BYTES = 64 << 10
 _FIRST_LASTING, _FIRST_SMALL = 10_000, 1 << 25
 _PATIENCE_S = 30.0
+_TOLD = 10
 
 
 class SmallDownloads:
@@ -129,7 +131,31 @@ def _pairs(lab: Lab, *clients: int) -> list[Pair]:
     ]
 
 
-def run(lab: Lab, minutes: float, say: Say, *, lasting: bool = True) -> Outcome:
+@contextmanager
+def _loaded(lab: Lab, lasting: bool, found: Outcome) -> Iterator[SmallDownloads]:
+    """A constant load while the block runs; its failures are faults."""
+    if not lasting:
+        with SmallDownloads(lab, _pairs(lab, 0, 1, 2), ALONE_BPS) as small:
+            yield small
+    else:
+        wanted = connections(_pairs(lab, 0, 1), _PORT, each=1, first_number=_FIRST_LASTING)
+        load = Load(lab, wanted, load_s=None)
+        load.until("open")
+        with SmallDownloads(lab, _pairs(lab, 2), BESIDE_BPS) as small:
+            yield small
+        load.end()
+        found.faults += [f"download {number}: {why}" for number, why in load.failures.items()]
+    found.faults += small.failures[:_TOLD]
+
+
+def run(
+    lab: Lab,
+    minutes: float,
+    say: Say,
+    *,
+    lasting: bool = True,
+    left_within_s: float = LEFT_WITHIN_S,
+) -> Outcome:
     """Loads the links for that long. `lab` has TOPOLOGY."""
     found = Outcome()
     balance = {"method": "overflow", "links": [FIRST, SECOND], "full": FULL}
@@ -141,31 +167,19 @@ def run(lab: Lab, minutes: float, say: Say, *, lasting: bool = True) -> Outcome:
         choices = Choices(caller, _pairs(lab, 2)[0])
         if choices.look() != FIRST:
             found.faults.append(f"without a load, {choices.seen} and not {FIRST}")
-        with ExitStack() as stack:
-            if lasting:
-                wanted = connections(_pairs(lab, 0, 1), _PORT, each=1, first_number=_FIRST_LASTING)
-                load = Load(lab, wanted, load_s=None)
-                load.until("open")
-            small = stack.enter_context(
-                SmallDownloads(
-                    lab,
-                    _pairs(lab, 2) if lasting else _pairs(lab, 0, 1, 2),
-                    BESIDE_BPS if lasting else ALONE_BPS,
-                )
-            )
+        with _loaded(lab, lasting, found) as small:
             clock = Minutes(minutes, say)
             while clock.tick(lambda: f"{len(choices.changes)} changes, {small.begun} downloads"):
                 choices.look()
             changes = choices.changes
-            if lasting:
-                load.end()
-                found.faults += [f"download {n}: {why}" for n, why in load.failures.items()]
         ended_s = time.monotonic()
         returned = until(lambda: choices.look() == FIRST, _RETURNED_WITHIN_S)
         took_s = time.monotonic() - ended_s
         torn = witness.testimony().torn()
-    found.faults += _faults(changes, clock.began_s, meter)
-    found.faults += small.failures[:10]
+    left_s = _left_s(changes, meter)
+    found.faults += _faults(changes, clock.began_s)
+    if left_s > left_within_s:
+        found.faults.append(f"{FIRST} was left {left_s:.1f} s after it was full")
     if not returned:
         found.faults.append(f"still not by {FIRST}, {took_s:.0f} s after the load had ended")
     if torn:
@@ -176,19 +190,15 @@ def run(lab: Lab, minutes: float, say: Say, *, lasting: bool = True) -> Outcome:
         + "".join(f"; {name} after {at_s - clock.began_s:.1f} s" for at_s, name in changes),
         f"{small.begun} small downloads, {len(small.failures)} failed; {len(choices.seen)} "
         "connections to see the choice by",
-        f"the first link was left {_left_s(changes, meter):.1f} s after it was full, and taken "
+        f"the first link was left {left_s:.1f} s after it was full, and taken "
         f"again {took_s:.1f} s after the load had ended",
     ]
     return found
 
 
-def _faults(changes: list[tuple[float, str]], began_s: float, meter: Meter) -> list[str]:
-    if not changes:
-        return [f"{FIRST} was never left"]
-    found = [f"changed again, to {name} after {at_s - began_s:.1f} s" for at_s, name in changes[1:]]
-    if _left_s(changes, meter) > LEFT_WITHIN_S:
-        found.append(f"{FIRST} was left later than {LEFT_WITHIN_S:g} s after it was full")
-    return found
+def _faults(changes: list[tuple[float, str]], began_s: float) -> list[str]:
+    again = [f"changed again, to {name} after {at_s - began_s:.1f} s" for at_s, name in changes[1:]]
+    return again if changes else [f"{FIRST} was never left"]
 
 
 def _left_s(changes: list[tuple[float, str]], meter: Meter) -> float:

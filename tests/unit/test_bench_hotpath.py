@@ -138,7 +138,7 @@ def test_rows_and_curves() -> None:
         row["name"] for row in found["rows"]
     }
     assert {"evenlink/floor", "evenlink-ipv6/floor-ipv6"} <= set(found["ratios"])
-    assert set(found["left_out"]) == {"evenlink-list-1M"}
+    assert set(found["left_out"]) == {"evenlink-list-1M", "evenlink-16-rules-1M"}
     for curves in found["curves"].values():
         assert set(curves) == {"evenlink", "floor", "evenlink-ipv6", "floor-ipv6"}
         assert all(len(points) > 1 for points in curves.values())

@@ -240,6 +240,20 @@ class TestOverflow:
         town.lasting = {"a": 9.5, "b": 19.9}
         assert town.goes_on(MINUTE_S) == [], "0.4 Mbit/s are no margin"
 
+    def test_a_contest_that_was_broken_off_begins_anew(self) -> None:
+        """The second link was better for a moment, and then the first one was not full."""
+        town = self.town()
+        town.lasting = {"a": 9.1, "b": 18.5}
+        town.goes_on(3.0)
+        assert town.chosen == "a", "both are full"
+        town.lasting = {"a": 6.5, "b": 20}
+        town.goes_on(4.5)
+        town.lasting["b"] = 14
+        town.goes_on(5.0)
+        assert [name for _, name in town.changes] == ["a"]
+        town.lasting = {"a": 10, "b": 14}
+        assert 2.5 < town.until("b") <= 3.5, "two seconds to be full, one to be beaten"
+
     def test_a_link_that_is_held_is_better_than_a_full_one(self) -> None:
         """It would have to wait; but the other one has no room."""
         town = self.town()

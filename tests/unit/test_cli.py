@@ -107,6 +107,16 @@ def test_check(capsys: pytest.CaptureFixture[str], good: str, faulty: str) -> No
     assert {fault["file"] for fault in answer["faults"]} == {faulty}
 
 
+def test_check_remarks_what_may_not_be_meant(capsys: pytest.CaptureFixture[str], good: str) -> None:
+    with open(good, "a") as file:
+        file.write("\n[list.office]\nentries = ['192.0.2.0/24']\n")
+    remark = "list office is not used by any rule"
+    assert cli.main(["check", good]) == 0
+    assert capsys.readouterr() == (f"{good}: well\n", f"{good}: remark: {remark}\n")
+    assert cli.main(["check", "--json", good]) == 0
+    assert json.loads(capsys.readouterr().out) == {"ok": True, "faults": [], "remarks": [remark]}
+
+
 @pytest.mark.parametrize("command", ["run", "plan"])
 def test_a_faulty_file(capsys: pytest.CaptureFixture[str], faulty: str, command: str) -> None:
     assert cli.main([command, faulty]) == 2

@@ -12,6 +12,7 @@ from dataplane.config.model import AddressList, Config, Queue, Rule, Selection
 from dataplane.decide.chains import all_chains
 from dataplane.decide.copies import answers_group, copy_chains, packets_group
 from dataplane.decide.plan import Plan, Sysctl
+from dataplane.decide.ruleset import render
 from dataplane.decide.wish import Before, make_wish
 from tests.golden.cases import KEY, MACHINE, two
 
@@ -75,6 +76,21 @@ def test_a_chain_comes_before_those_that_lead_to_it(rules: tuple[Rule, ...]) -> 
             for target in re.findall(r"goto (copy_\w+)", line):
                 assert target in known
         known.add(name)
+
+
+def test_a_flood_is_not_copied_but_counted() -> None:
+    """The limit stands before the copy, and behind what is never copied."""
+    for name, rules in copy_chains(plan_with(APPLICATION)):
+        copies = [at for at, rule in enumerate(rules) if "log prefix" in rule]
+        if copies:
+            before = rules[copies[0] - 1]
+            assert name in ("copy_lan", "copy_wan")
+            assert re.fullmatch(
+                r"limit rate over \d+/second burst \d+ packets counter name not_copied accept",
+                before,
+            )
+    assert "counter not_copied" in render(plan_with(APPLICATION))
+    assert "not_copied" not in render(plan_with(NAME))
 
 
 def test_answers_come_by_a_link_to_whoever_asked() -> None:

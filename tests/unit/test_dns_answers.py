@@ -306,6 +306,12 @@ def test_an_answer_that_is_broken_somewhere(data: st.DataObject) -> None:
     assert found is None or (found.labels == ("wild",) and found.addresses)
 
 
+def test_an_answer_with_very_many_addresses() -> None:
+    asked = query()
+    said = answering(asked, *(f"www.example.org A 203.0.113.{last}" for last in range(1, 60)))
+    assert len(addresses(learned(asked, said))) == 16
+
+
 def worst(record: Callable[[int], bytes]) -> bytes:
     """4,096 bytes of records whose names are as long as names may be."""
     name = b"\1a" * 120 + b"\7example\3org\0"

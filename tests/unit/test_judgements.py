@@ -138,14 +138,17 @@ def test_a_rule_with_a_fault_hides_nothing() -> None:
                                                  "part, site or moving"] * 2  # fmt: skip
 
 
-# A small world, in which every packet can be tried. Addresses and ports beyond what rules name
-# stand for all others.
+# A small world, in which every packet can be tried. The last address of each family, port 0 and
+# the last of all else are in no rule: they stand for all others.
 
-ADDRESSES = [ip_address(one) for one in ("10.0.0.1", "10.0.0.2", "10.0.0.3", "fd00::1", "fd00::2")]
+ADDRESSES = [
+    ip_address(one)
+    for one in ("10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "fd00::1", "fd00::2", "fd00::3")
+]
 PORTS = [0, 1, 2, 3]
 LISTS = (
     AddressList("low", Addresses.of([(ADDRESSES[0], ADDRESSES[1])])),
-    AddressList("six", Addresses.of([(ADDRESSES[3], ADDRESSES[3])])),
+    AddressList("six", Addresses.of([(ADDRESSES[4], ADDRESSES[4])])),
 )
 WORLD_PROTOCOLS = sorted({1, *WITH_PORTS})
 
@@ -165,7 +168,7 @@ PACKETS = [
     for each in product(
         range(len(ADDRESSES)), range(len(ADDRESSES)), ["", "a", "b"], WORLD_PROTOCOLS, PORTS, [0, 1]
     )
-    if (each[0] < 3) == (each[1] < 3) and (each[3] in WITH_PORTS or each[4] == 0)
+    if (each[0] < 4) == (each[1] < 4) and (each[3] in WITH_PORTS or each[4] == 0)
 ]
 
 
@@ -197,7 +200,7 @@ def some(values: Sequence[object]) -> st.SearchStrategy[tuple[object, ...]]:
     return st.lists(st.sampled_from(values[:-1]), unique=True, max_size=3).map(tuple)
 
 
-SPANS = st.sampled_from([(0, 0), (0, 1), (1, 1), (1, 2), (2, 2), (3, 3), (4, 4)])
+SPANS = st.sampled_from([(0, 0), (0, 1), (1, 1), (1, 2), (2, 2), (4, 4), (4, 5)])
 SELECTIONS = st.builds(
     lambda spans, lists: Selection(
         Addresses.of((ADDRESSES[first], ADDRESSES[last]) for first, last in spans), lists
@@ -343,6 +346,10 @@ def test_many_overlaps_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     found = said(f"{lists}{ALL_USED}\n{rules}")
     assert len(found) == 2
     assert found[1] == "and 3 more pairs of rules whose lists overlap"
+    monkeypatch.setattr(judgements, "MOST_COMPARED", 4)
+    assert said(f"{lists}{ALL_USED}\n{rules}")[1:] == [
+        "3 pairs of rules with long lists were not compared"
+    ]
 
 
 def test_large_lists_are_compared_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

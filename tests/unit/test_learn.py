@@ -295,6 +295,42 @@ def test_another_file() -> None:
     clocked(work)
 
 
+def test_a_list_that_loses_a_name(names: clockwork.Names) -> None:
+    """What that name taught is forgotten, and the other names are asked for at once.
+
+    A list that gains one keeps what it has; one that is called otherwise has all of it, too.
+    """
+    for name, last in (("a.test", 1), ("b.test", 2), ("c.test", 3)):
+        names.known[name, 4] = [ip_address(f"203.0.113.{last}")]
+        names.known[name, 6] = MachineError("does not resolve: it has no IPv6 address")
+
+    def lists(*listed: str, called: str = "shops") -> Config:
+        rule = replace(ASKS, destination=Selection(lists=(called,)))
+        return replace(file_with(rule), lists=(AddressList(called, names=listed),))
+
+    async def work() -> None:
+        heard = Heard()
+        learning = Learning(lists("a.test", "b.test"), heard)
+        await learning.start()
+        await until_ms(1_000)
+        assert heard.labels("203.0.113.1") == heard.labels("203.0.113.2") == ("shops",)
+        names.asked.clear()
+        await learning.take(lists("a.test", "b.test", "c.test"))
+        await until_ms(2_000)
+        assert {name for _, name, _ in names.asked} == {"c.test"}
+        assert len(said(heard.known)) == 3
+        await learning.take(lists("a.test", "c.test"))
+        await until_ms(3_000)
+        assert heard.labels("203.0.113.1") == heard.labels("203.0.113.3") == ("shops",)
+        assert heard.labels("203.0.113.2") == ()
+        await learning.take(lists("a.test", "c.test", called="stores"))
+        await until_ms(4_000)
+        assert heard.labels("203.0.113.1") == heard.labels("203.0.113.3") == ("stores",)
+        await learning.stop()
+
+    clocked(work)
+
+
 def test_nothing_is_handed_over_after_the_end() -> None:
     async def work() -> None:
         heard = Heard()
@@ -356,7 +392,7 @@ def test_a_flood_of_questions_leaves_time_for_others(copies: type[FalseCopies]) 
         group.waiting = [Copy(out(query(number=n)), QUESTION) for n in range(1_000)]
         seen = []
         for at in range(100):
-            await until_ms(10 * at + 5)
+            await until_ms(20 * at + 5)
             seen.append(answers.report()["questions"])
         steps = {after - before for before, after in pairwise(seen)}
         assert max(steps) <= 64

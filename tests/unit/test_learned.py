@@ -205,9 +205,9 @@ class Beside(RuleBasedStateMachine):
 
     @rule(time=st.integers(0, 10), most=st.integers(1, 4))
     def age_by_parts(self, time: int, most: int) -> None:
-        """As often as there are parts, so that all are looked at."""
+        """What takes the place of one that goes may be passed over, but not again and again."""
         self.now += time
-        for _ in range(-(-len(self.learned) // most)):
+        for _ in range(self.MOST * (self.MOST + 1)):
             self.learned.age(self.now, most)
         self._keep(lambda _, until: until > self.now)
 

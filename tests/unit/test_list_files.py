@@ -281,7 +281,23 @@ def test_a_million_lines() -> None:
     assert list(contents.addresses.spans4()) == [(n, n + 255) for n in numbers]
 
 
+SHORT = st.builds(
+    lambda number, length: IPv6Network((number << 64, length), strict=False),
+    st.one_of(st.integers(0, (1 << 64) - 1), st.sampled_from([0, 1 << 48, 0x20010DB8 << 32])),
+    st.integers(0, 64),
+)
+
+
+@given(st.lists(SHORT, min_size=1))
+def test_ipv6_prefixes_that_are_read_all_at_once(networks: list[IPv6Network]) -> None:
+    data = "\n".join(map(str, networks)).encode()
+    assert spans(data) == [f"{one[0]}-{one[-1]}" for one in networks]
+    assert faults(data + b"\n2000::/65x") == [(len(networks) + 1, f'{ENTRY}"2000::/65x"')]
+
+
 def test_a_line_without_end_is_refused_at_once() -> None:
     assert faults(b"1" * (8 << 20)) == [(1, "expected lines of at most 4096 bytes")]
     assert faults(b"add list=" + b'"' * (4 << 20)) == [(1, "expected lines of at most 4096 bytes")]
     assert faults(b"#" + b" " * (8 << 20)) == []
+    assert faults(b" " * (8 << 20) + b"#") == []
+    assert faults(b" " * (8 << 20) + b"x#") == [(1, "expected lines of at most 4096 bytes")]

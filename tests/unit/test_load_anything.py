@@ -147,11 +147,14 @@ u = 2
 
 KEYS = st.sampled_from(
     ["lan", "key", "link", "queue", "balance", "links", "a", "a.b", '"x y"', "link.a", "capacity",
-     "on_change", "probe", "link.a.probe", "resolvers", "targets", '"\\u0007"']
+     "on_change", "probe", "link.a.probe", "resolvers", "targets", '"\\u0007"', "group", "group.a",
+     "group.fibre", "method", "sticky", "full", "list", "list.a", "entries", "files", "names",
+     "watch", "rule", "use", "else", "source", "destination_port", "application", "fields", "in"]
 )  # fmt: skip
 VALUES = st.sampled_from(
     ["1", "-1", "0x7f", "1e400", "nan", "true", '"x"', "'20Mbit'", "[]", '["a"]', "[1, {a = 1}]",
-     "{}", "{a.b = [[]]}", "2020-01-01", '"""\nx\n"""', "x", "[", "{", '"', ""]
+     "{}", "{a.b = [[]]}", "2020-01-01", '"""\nx\n"""', "x", "[", "{", '"', "", "'lte'",
+     "['fibre', 'lte']", "'nth'", "'overflow'", "'@a'", "'10.0.0.0/8'", "{ host = ['a.b'] }"]
 )  # fmt: skip
 LINES = st.one_of(
     st.builds("{} = {}".format, KEYS, VALUES),

@@ -212,6 +212,17 @@ def test_one_fault(lines: str, line: int, key: str, message: str) -> None:
     assert said(f"{ABOVE_TEXT}[[rule]]\n{lines}") == [(ABOVE + line, f"rule[0].{key}", message)]
 
 
+@pytest.mark.parametrize("addresses", ["'@six'", "['2001:db8::1', '@six']"])
+def test_ipv6_that_is_switched_off(addresses: str) -> None:
+    message = (
+        "expected an IPv4 address or list among them, since ipv6 = false: rule 1 can never match"
+    )
+    lines = f"[[rule]]\nuse = 'lte'\nsource = {addresses}"
+    assert said(ABOVE_TEXT + lines) == []
+    assert said(f"ipv6 = false\n{ABOVE_TEXT}{lines}") == [(ABOVE + 4, "rule[0].source", message)]
+    assert said(f"ipv6 = false\n{ABOVE_TEXT}{lines.replace('@six', '@office')}") == []
+
+
 @pytest.mark.parametrize(
     "lines",
     [

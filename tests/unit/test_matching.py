@@ -121,7 +121,9 @@ def test_dscp_is_read_from_both_families(dscp: int) -> None:
 
 def test_a_rule_that_is_not_live_for_a_family_is_not_there() -> None:
     policy = Policy(
-        Marks(), 0, [ProgramRule("four", {4: 1}), ProgramRule("none", {}), ProgramRule("six", {6: 2})]
+        Marks(),
+        0,
+        [ProgramRule("four", {4: 1}), ProgramRule("none", {}), ProgramRule("six", {6: 2})],
     )
     classifier = Classifier(compiled(policy))
     assert classifier.classify_flow(HERE, THERE, 6).rule == 0

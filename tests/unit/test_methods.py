@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from array import array
 from collections import Counter
 from dataclasses import replace
 from math import ceil, floor
@@ -68,6 +69,23 @@ def test_in_turn_whatever_the_weights(drawn: list[int], draws: int) -> None:
         assert floor(exact) <= had[decision] <= ceil(exact)
 
 
+def test_another_group_s_death_costs_nobody_the_turn() -> None:
+    draws = [everywhere(Draw("nth", {1: 1, 2: n})) for n in (1, 2, 3)]
+    rules = [
+        ProgramRule(f"r{n}", draw, protocols=(n,), group=str(n)) for n, draw in enumerate(draws)
+    ]
+    all_, last = (compiled(Policy(Marks(), 7, some)) for some in (rules, rules[2:]))
+    classifier, unmoved = Classifier(all_), Classifier(last)
+    expected, found = (
+        [one.classify_flow(bytes(4), bytes(4), 2).decision for one in (each, each)]
+        for each in (unmoved, classifier)
+    )
+    classifier.swap(last)
+    for each, decisions in ((unmoved, expected), (classifier, found)):
+        decisions += [each.classify_flow(bytes(4), bytes(4), 2).decision for _ in range(9)]
+    assert found == expected
+
+
 def test_families_and_groups_have_turns_of_their_own() -> None:
     draw = everywhere(Draw("nth", {1: 1, 2: 1}))
     rules = [
@@ -108,7 +126,9 @@ def test_a_turn_goes_on_under_another_program() -> None:
     assert Counter(connect(swapped, n) for n in range(40)) == {1: 30, 2: 10}
 
 
-@pytest.mark.parametrize("weights", [{1: 10, 2: 20}, {1: 1, 2: 3, 3: 7}, {n: n for n in range(1, 9)}])
+@pytest.mark.parametrize(
+    "weights", [{1: 10, 2: 20}, {1: 1, 2: 3, 3: 7}, {n: n for n in range(1, 9)}]
+)
 def test_at_random_each_link_has_its_share_in_the_long_run(weights: dict[int, int]) -> None:
     """Chi-square at 1 %, with a seed."""
     least = {1: 6.635, 2: 9.210, 7: 18.475}[len(weights) - 1]
@@ -206,7 +226,9 @@ def test_a_changed_choice_moves_no_connection_that_began() -> None:
 
 def test_sticky_slots_outlast_a_change_of_the_slots() -> None:
     marks = Marks()
-    rules = [replace(ProgramRule("r", everywhere(Slots(table(n, marks)))), **STICKY) for n in (1, 2)]
+    rules = [
+        replace(ProgramRule("r", everywhere(Slots(table(n, marks)))), **STICKY) for n in (1, 2)
+    ]
     first, second = (Classifier(compiled(Policy(marks, 7, [rule]))) for rule in rules)
     moved = Classifier(first.program)
     before = {source: connect(moved, source) for source in range(50)}
@@ -214,6 +236,21 @@ def test_sticky_slots_outlast_a_change_of_the_slots() -> None:
     moved.swap(second.program)
     assert before == {source: connect(moved, source) for source in range(50)}
     assert before != {source: connect(second, source) for source in range(50)}
+
+
+@pytest.mark.parametrize("asked", [STICKY, {"remember": True}])
+def test_a_batch_goes_no_short_way_past_the_memory(asked: dict[str, object]) -> None:
+    any_, marks = random.Random(1), Marks()
+    packets = [b"\x45\0\0\x1c" + any_.randbytes(24) for _ in range(64)]
+    offsets = array("I", range(0, 28 * 65, 28))
+    first, second = (one_rule(Slots(table(n, marks)), **asked) for n in (1, 2))
+    classifier, found = Classifier(compiled(first)), []
+    for policy in (first, second):
+        classifier.swap(compiled(policy))
+        given = array("I", bytes(4 * 64))
+        classifier.classify_batch(b"".join(packets), offsets, given)
+        found.append(given.tolist())
+    assert found[0] == found[1]
 
 
 def test_groups_do_not_remember_for_one_another() -> None:
@@ -268,9 +305,7 @@ def test_what_is_remembered_is_what_the_oracle_remembers(data: st.DataObject, se
         assert_right(classifier, turns[turn], chance.choice(flows), oracle)
 
 
-def assert_right(
-    classifier: Classifier, policy: Policy, flow: Flow, oracle: Remembering
-) -> None:
+def assert_right(classifier: Classifier, policy: Policy, flow: Flow, oracle: Remembering) -> None:
     right = oracle.right(policy, flow, classifier.now_ms)
     found = classifier.classify_flow(
         flow.source, flow.destination, flow.protocol, flow.source_port, flow.destination_port

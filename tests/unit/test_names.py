@@ -162,6 +162,22 @@ def test_another_file_has_other_names(world: clockwork.Names) -> None:
     clocked(work)
 
 
+def test_a_name_that_is_asked_for_anew(world: clockwork.Names) -> None:
+    """Once more at once, and then at its own pace again."""
+    for name in ("a.test", "b.test"):
+        leads(world, name)
+
+    async def work() -> None:
+        async with names("a.test", "b.test") as (made, told):
+            await until_ms(1_000)
+            made.take(["a.test", "b.test"], ["a.test"])
+            await until_ms(62_000)
+            assert [at // 1000 for at, name, _, _ in told[::2] if name == "a.test"] == [0, 1, 61]
+            assert [at // 1000 for at, name, _, _ in told[::2] if name == "b.test"] == [0, 60]
+
+    clocked(work)
+
+
 def test_a_name_that_comes_back_meanwhile(world: clockwork.Names) -> None:
     leads(world, "a.test")
     world.after_s = 1.0

@@ -16,9 +16,7 @@ from tests.reference import Flow, Undecided
 TABLE = bytes(1 + slot % 3 for slot in range(65536))
 CLASSIFIER = Classifier(
     Program(
-        compile_program(
-            marks=Marks(), key=1, rules=[ProgramRule("all", everywhere(Slots(TABLE)))]
-        )
+        compile_program(marks=Marks(), key=1, rules=[ProgramRule("all", everywhere(Slots(TABLE)))])
     )
 )
 

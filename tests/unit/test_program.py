@@ -111,7 +111,8 @@ EXAMPLE = Policy(
             applications=("video",),
         ),
         ProgramRule(
-            "second", {4: Slots(TABLE, Fields.DST_PORT, symmetric=True), 6: Draw("nth", {1: 3, 2: 4})}
+            "second",
+            {4: Slots(TABLE, Fields.DST_PORT, symmetric=True), 6: Draw("nth", {1: 3, 2: 4})},
         ),
     ],
     {
@@ -215,6 +216,8 @@ def directory(section: int, field: int = 8) -> int:
         (poked(DRAWINGS + 8, 0xFFFFFFFF), "drawing 0: links"),
         (poked(DRAWINGS + 12, 0), "drawing 0: links 0 and 0"),
         (poked(DRAWINGS + 12, 129), "drawing 0: links 0 and 129"),
+        (poked(DRAWINGS + 16, 8192), "drawing 0: turn 8192 of 8192"),
+        (poked(DRAWINGS + 20, 1), "drawing 0: turn"),
         (poked(LINKS, 0, 8), "link 0: weight 0"),
         (poked(LINKS, (1 << 40) + 1, 8), "link 0: weight 1099511627777"),
         (poked(LINKS + 8, 125, 1), "link 0: weight 3 for 125"),
