@@ -157,7 +157,8 @@ def _curve(axes: Any, name: str, series: Mapping[str, Sequence[Sequence[float]]]
         if name == "links":
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set(xlabel=along.replace("_", " "), ylabel=_UNITS.get(what, "ns a packet"))
-    axes.set_ylim(bottom=0)
+    highest = max((point[1] for points in series.values() for point in points), default=0)
+    axes.set_ylim(0, 1.08 * highest or 1)
     axes.set_title(_AGAINST.get(what or name, name), loc="left", fontsize=10)
     axes.grid(color=_GRID)
     axes.set_axisbelow(True)

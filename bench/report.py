@@ -30,7 +30,9 @@ SECTIONS: dict[str, tuple[str, str, str]] = {
         "milliseconds from the file to the program, as the daemon goes; with `-memory`, MiB of the "
         "whole process that this takes. Rules ask for interfaces, ports, DSCP and destinations; "
         "the last of 16 asks for a list of 1,000 or a million prefixes (/24 or /48), to which "
-        "every other packet goes. `look-up`: finding the lists that hold an address, alone.",
+        "every other packet goes. `look-up`: finding the lists that hold an address, and nothing "
+        "else, where what the next ones need is fetched meanwhile, as for a batch of packets; in "
+        "`waiting` each begins when the one before has ended.",
         "Rules, lists, links",
     ),
     "queue": (

@@ -10,7 +10,8 @@ asks for the list, if there is one: every other packet goes to one of its prefix
 
 Behind the name: -ipv6, packets and prefixes of IPv6; -load, milliseconds from the file to the
 program; -memory, MiB that the process takes more than before. look-up-1k and look-up-1M: finding
-the lists that hold an address, alone. The curves go along rules, prefixes and links.
+the lists that hold an address, and nothing else, for many addresses as a batch of packets does;
+-waiting, each begins when the one before has ended. The curves go along rules, prefixes and links.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -53,7 +54,9 @@ ALONG: dict[str, dict[int, str]] = {
     "links": {2: "16-rules", 8: "8-links", 64: "64-links"},
 }
 LOOK_UPS = {"look-up-1k": 1000, "look-up-1M": MILLION}
+WAITING = "-waiting"
 
+_NONE = ctypes.c_uint64(0)
 _LOW_HALF = (1 << 64) - 1
 _BYTES: dict[Family, int] = {4: 4, 6: 16}
 _SLOW = "its list takes seconds to make: not with --quick"
@@ -120,39 +123,41 @@ def _to(setup: Setup) -> Packets:
 def _look_ups(options: Options) -> Result:
     """Nanoseconds an address."""
     setups = {
-        f"{name}{behind}": Setup(prefixes=count, family=family)
+        f"{name}{how}{behind}": Setup(prefixes=count, family=family)
         for name, count in LOOK_UPS.items()
+        for how in ("", WAITING)
         for family, behind in BEHIND.items()
-        if options.wants(f"{name}{behind}")
+        if options.wants(f"{name}{how}{behind}")
     }
     if setups and (why := native.missing("lookup.c")):
         return Result([], dict.fromkeys(setups, why))
     slow = {n: _SLOW for n, s in setups.items() if options.quick and s.prefixes == MILLION}
     with ExitStack() as stack:
         runs = {
-            name: partial(_run, _finder(setup, stack), ADDRESSES, options)
+            name: partial(_run, _finder(setup, stack, WAITING in name), ADDRESSES, options)
             for name, setup in setups.items()
             if name not in slow
         }
         return in_turn(runs, "ns/look-up", options, against=dict.fromkeys(runs), left_out=slow)
 
 
-def _finder(setup: Setup, stack: ExitStack) -> Call:
+def _finder(setup: Setup, stack: ExitStack, waiting: bool) -> Call:
     """A call that looks addresses up, every other one of the list."""
     library = ctypes.CDLL(str(native.build("lookup.c", "-O3", "-shared", "-fPIC")))
-    spans, six = setup.spans(), setup.family == 6
+    spans = setup.spans()
     ends = chain.from_iterable(spans)
     halves = (half for end in ends for half in (end >> 64, end & _LOW_HALF))
-    packed = array("Q", halves) if six else array("I", ends)
-    make = library.lookup_open6 if six else library.lookup_open4
+    packed = array("I", ends) if setup.family == 4 else array("Q", halves)
+    family = f"ipv{setup.family}"
+    make = getattr(library, f"lookup_open{setup.family}")
     make.restype = ctypes.c_void_p
     first, _ = packed.buffer_info()
     lists = ctypes.c_void_p(make(ctypes.c_void_p(first), ctypes.c_uint64(len(spans))))
     stack.callback(library.lookup_close, lists)
-    addresses = _addresses(setup.family, spans)
-    find = library.lookup_ipv6 if six else library.lookup_ipv4
-    find.restype = ctypes.c_uint64
-    return partial(find, lists, ctypes.c_char_p(addresses), ctypes.c_uint64(ADDRESSES))
+    found = ctypes.c_char_p(_addresses(setup.family, spans)), ctypes.c_uint64(ADDRESSES)
+    if waiting:
+        return partial(getattr(library, f"lookup_waiting_{family}"), lists, *found, _NONE)
+    return partial(getattr(library, f"lookup_{family}"), lists, *found)
 
 
 def _addresses(family: Family, spans: list[tuple[int, int]]) -> bytes:
@@ -217,7 +222,7 @@ def _curves(result: Result) -> dict[str, dict[str, list[list[float]]]]:
             for label, behind in series.items()
             if (points := list(_points(result, ALONG[along], behind)))
         }
-    for label, behind in (("look-up alone, IPv4", ""), ("look-up alone, IPv6", BEHIND[6])):
+    for label, behind in (("look-up, IPv4", ""), ("look-up, IPv6", BEHIND[6])):
         places = {count: name for name, count in LOOK_UPS.items()}
         if points := list(_points(result, places, (behind, ""))):
             found["cost_by_prefixes"][label] = points
@@ -237,12 +242,14 @@ def _points(
 
 def _notes(result: Result) -> Iterator[str]:
     """What one more rule costs."""
-    for fewer, more, rules in (
-        ("0-rules", "1-rule", 1),
-        ("1-rule", "16-rules", 15),
-        ("16-rules", "256-rules", 240),
-    ):
-        one, other = result.row(fewer), result.row(more)
-        if one and other:
-            each = (other.median - one.median) / rules
-            yield f"From `{fewer}` to `{more}`, a rule costs {each:.2g} ns a packet."
+    costs = [row.median for name in ALONG["rules"].values() if (row := result.row(name))]
+    if len(costs) == len(ALONG["rules"]):
+        more = (rules - fewer for fewer, rules in pairwise(ALONG["rules"]))
+        first, some, many = (
+            f"{(cost - before) / rules:.2g} ns"
+            for (before, cost), rules in zip(pairwise(costs), more, strict=True)
+        )
+        yield (
+            f"The first rule costs {first} a packet, since packets are then read whole; each of "
+            f"the next 15 {some}, and each of the next 240 {many}."
+        )

@@ -101,6 +101,18 @@ static inline uint64_t memory_random(struct memory *memory)
     return mixed ^ mixed >> 31;
 }
 
+/* number * below / 2^64, rounded down: as even over 0 to below - 1 as `number` is over all. Not
+ * every compiler has numbers of 128 bits. */
+static inline uint64_t draw_scaled(uint64_t number, uint64_t below)
+{
+    uint64_t high = number >> 32, low = (uint32_t)number;
+    uint64_t below_high = below >> 32, below_low = (uint32_t)below;
+    uint64_t one = high * below_low, other = low * below_high;
+    uint64_t carried = (low * below_low >> 32) + (uint32_t)one + (uint32_t)other;
+
+    return high * below_high + (one >> 32) + (other >> 32) + (carried >> 32);
+}
+
 static inline uint64_t draw_total(const struct draw_link *links, uint32_t count)
 {
     uint64_t total = 0;
@@ -115,7 +127,7 @@ static inline uint8_t draw_random(struct memory *memory, const struct draw_link 
                                   uint32_t count)
 {
     uint64_t total = draw_total(links, count), at = 0;
-    uint64_t drawn = (uint64_t)((unsigned __int128)memory_random(memory) * total >> 64);
+    uint64_t drawn = draw_scaled(memory_random(memory), total);
 
     while (at + 1 < count && drawn >= links[at].weight)
         drawn -= links[at++].weight;

@@ -12,7 +12,8 @@
  *          where ranges begin, and behind those the set of each.
  *
  * Numbers in groups and tails are not aligned, since nothing is between them. Measured with a
- * million prefixes of each family, uniform addresses, one after the other: 12 ns IPv4, 45 ns IPv6.
+ * million prefixes and any addresses: 8 ns IPv4 and 20 ns IPv6 where the next ones are fetched
+ * meanwhile, 37 ns and 160 ns where each begins when the one before has ended.
  */
 #ifndef EVENLINK_RANGES_H
 #define EVENLINK_RANGES_H

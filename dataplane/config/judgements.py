@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
@@ -10,7 +10,7 @@ from dataplane.config import ranges, units
 from dataplane.config.model import AddressList, Config, Rule, Selection
 from dataplane.config.protocols import PROTOCOLS, WITH_PORTS
 from dataplane.config.ranges import Range
-from dataplane.config.reach import Reach, Reaches, covers
+from dataplane.config.reach import Hosts, Reach, Reaches, covers
 from dataplane.config.tables import Table
 
 MOST_OVERLAPS = 20
@@ -47,7 +47,7 @@ def judge_rules(
         if _never_matches(rule, table, reaches, ipv6):
             continue
         reach = reaches.of(rule)
-        hiding = next((one for one, other in stopping if covers(other, reach)), None)
+        hiding = next((one for one, other in stopping if covers(other, reach, ipv6=ipv6)), None)
         if hiding is not None:
             table.fault_here(
                 f"{rule.name} can never match: {hiding.name} (line {hiding.line}) takes all that "
@@ -109,11 +109,11 @@ def _empty(config: Config) -> Iterator[str]:
 
 def _overlaps(config: Config) -> Iterator[str]:
     """Lists that send the same addresses to different places, by rules that ask nothing else."""
-    reaches = Reaches(config.lists)
+    reaches = Reaches(config.lists, as_now=True)
     found = left_out = compared = 0
     for direction in ("source", "destination"):
         plain = [
-            (rule, _merged(reaches, getattr(rule, direction).lists))
+            (rule, reaches.hosts(Selection(lists=getattr(rule, direction).lists)))
             for rule in config.rules
             if _asks_only(rule, direction)
         ]
@@ -121,11 +121,11 @@ def _overlaps(config: Config) -> Iterator[str]:
             for earlier, these in plain[:place]:
                 if earlier.use == later.use or earlier.otherwise == "next":
                     continue
-                compared += sum(map(len, these)) + sum(map(len, those))
-                if compared > MOST_COMPARED:
+                compared += _length(these) + _length(those)
+                if compared > MOST_COMPARED or these.too_many or those.too_many:
                     left_out += 1
                     continue
-                words = _common(these, those)
+                words = _common(these.known, those.known)
                 if not words:
                     continue
                 found += 1
@@ -151,17 +151,14 @@ def _asks_only(rule: Rule, direction: str) -> bool:
     return bool(selection.lists) and not other and not any(conditions)
 
 
-def _merged(reaches: Reaches, lists: tuple[str, ...]) -> tuple[Sequence[Range], Sequence[Range]]:
-    known = reaches.hosts(Selection(lists=lists)).known
-    return known[4], known[6]
+def _length(hosts: Hosts) -> int:
+    return sum(map(len, hosts.known.values()))
 
 
-def _common(
-    these: tuple[Sequence[Range], Sequence[Range]], those: tuple[Sequence[Range], Sequence[Range]]
-) -> str:
+def _common(these: Mapping[int, Sequence[Range]], those: Mapping[int, Sequence[Range]]) -> str:
     """How many addresses two selections share, and the first range of them; empty for none."""
     words = []
-    for family, address in ((0, IPv4Address), (1, IPv6Address)):
+    for family, address in ((4, IPv4Address), (6, IPv6Address)):
         common = ranges.intersection(these[family], those[family])
         if not common:
             continue

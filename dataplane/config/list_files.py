@@ -20,6 +20,7 @@ MOST_FAULTS = 20
 MOST_LINE_BYTES = 4096
 
 _PORTION_BYTES = 1 << 17
+_MOST_PORTION_BYTES = _PORTION_BYTES + MOST_LINE_BYTES + 1
 _LOW_HALF = (1 << 64) - 1
 _TOO_LONG = f"expected lines of at most {MOST_LINE_BYTES} bytes"
 
@@ -69,8 +70,9 @@ def _portions(data: bytes) -> Iterator[tuple[int, bytes]]:
     line = 1
     while start < len(data):
         end = data.find(b"\n", min(start + _PORTION_BYTES, len(data) - 1)) + 1
-        portion = data[start : end or len(data)]
-        if not end and not portion.endswith(b"\n"):
+        # Of a line that is too long, no more is taken than shows it: it may be the whole file.
+        portion = data[start : min(end or len(data), start + _MOST_PORTION_BYTES)]
+        if not portion.endswith(b"\n"):
             portion += b"\n"
         if b"\r" in portion:
             portion = portion.replace(b"\r\n", b"\n")
@@ -159,10 +161,11 @@ class _Reader:
         return True
 
     def _take_line(self, number: int, line: bytes) -> None:
-        if self._begun is None and (self._take_prefix(line) or self._take_prefix6(line)):
-            return
         if len(line) > MOST_LINE_BYTES:
+            self._begun = None
             self._fault(number, _TOO_LONG)
+        elif self._begun is None and (self._take_prefix(line) or self._take_prefix6(line)):
+            return
         elif self._script is not None and (self._begun or not _BARE.fullmatch(line)):
             self._take_script_line(number, line)
         elif text := line.strip():

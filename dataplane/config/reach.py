@@ -15,8 +15,10 @@ from dataplane.config.model import AddressList, Rule, Selection
 from dataplane.config.protocols import WITH_PORTS
 from dataplane.config.ranges import Range
 
-# Selections with more ranges are compared by the names of their lists alone.
+# Selections with more ranges are compared by the names of their lists alone, and so are those with
+# which more would be kept for all rules together: a range takes some 130 bytes.
 MOST_RANGES = 100_000
+MOST_KEPT = 500_000
 
 _ALL: Mapping[int, list[Range]] = {4: [(0, (1 << 32) - 1)], 6: [(0, (1 << 128) - 1)]}
 _EVERY_DSCP = frozenset(range(64))
@@ -26,13 +28,14 @@ _EVERY_PROTOCOL = frozenset(range(256))
 @dataclass(frozen=True, slots=True)
 class Hosts:
     """The addresses of a selection, by family in merged ranges: its own ones, and with them those
-    of the lists that are not opaque.
+    of the lists that are not opaque. With `too_many` ranges in its lists, all of them are.
     """
 
     own: Mapping[int, list[Range]]
     known: Mapping[int, list[Range]]
     opaque: frozenset[str]
     lists: frozenset[str]
+    too_many: bool = False
 
     @property
     def families(self) -> frozenset[int]:
@@ -61,13 +64,21 @@ class Reach:
 class Reaches:
     """Rules → what they take, with the lists that they name."""
 
-    def __init__(self, lists: Iterable[AddressList], *, all_opaque: bool = False) -> None:
-        """With `all_opaque`, what lists hold is not known: their files have faults."""
+    def __init__(
+        self, lists: Iterable[AddressList], *, all_opaque: bool = False, as_now: bool = False
+    ) -> None:
+        """With `all_opaque`, what lists hold is not known: their files have faults. `as_now`: by
+        the ranges that they hold now, be they watched or not.
+        """
         self._lists = {one.name: one for one in lists}
         self._opaque = {
-            name for name, one in self._lists.items() if all_opaque or one.watch or one.names
+            name
+            for name, one in self._lists.items()
+            if all_opaque or (not as_now and (one.watch or one.names))
         }
         self._seen: dict[frozenset[str], Mapping[int, list[Range]] | None] = {}
+        self._made: dict[Selection, Hosts] = {}
+        self._kept = 0
 
     def of(self, rule: Rule) -> Reach:
         """What a rule takes whose lists are all there."""
@@ -96,14 +107,21 @@ class Reaches:
 
     def hosts(self, selection: Selection) -> Hosts:
         """The addresses of a selection."""
+        if selection not in self._made:
+            self._made[selection] = self._make(selection)
+        return self._made[selection]
+
+    def _make(self, selection: Selection) -> Hosts:
         lists = frozenset(selection.lists)
         if not selection:
             return Hosts(_ALL, _ALL, frozenset(), lists)
         of_file = selection.addresses
         own = {4: ranges.merge(of_file.spans4()), 6: ranges.merge(of_file.spans6())}
         known = self._ranges_of(lists)
+        if known is not None and selection.addresses and not self._keep(known):
+            known = None
         if known is None:
-            return Hosts(own, own, lists, lists)
+            return Hosts(own, own, lists, lists, too_many=True)
         both = {
             family: ranges.merge([*own[family], *known[family]]) if own[family] else known[family]
             for family in (4, 6)
@@ -115,20 +133,30 @@ class Reaches:
         if names not in self._seen:
             known = [self._lists[name].addresses for name in names - self._opaque]
             count = sum(len(one.ranges4) // 8 + len(one.ranges6) // 32 for one in known)
-            self._seen[names] = (
-                None
-                if count > MOST_RANGES
-                else {
+            merged = None
+            if count <= min(MOST_RANGES, MOST_KEPT - self._kept):
+                merged = {
                     4: ranges.merge(span for one in known for span in one.spans4()),
                     6: ranges.merge(span for one in known for span in one.spans6()),
                 }
-            )
+                self._keep(merged)
+            self._seen[names] = merged
         return self._seen[names]
 
+    def _keep(self, known: Mapping[int, list[Range]]) -> bool:
+        """Whether there is room for as many ranges; it is taken then."""
+        count = len(known[4]) + len(known[6])
+        if self._kept + count > MOST_KEPT:
+            return False
+        self._kept += count
+        return True
 
-def covers(outer: Reach, inner: Reach) -> bool:
-    """Whether a rule takes all that another one would, as far as that can be known."""
-    families = inner.families
+
+def covers(outer: Reach, inner: Reach, *, ipv6: bool = True) -> bool:
+    """Whether a rule takes all that another one would, as far as that can be known. `ipv6`: whether
+    there is any.
+    """
+    families = inner.families if ipv6 else inner.families - {6}
     return (
         _all_in(outer.interfaces, inner.interfaces)
         and _all_in(outer.protocols, inner.protocols)

@@ -20,16 +20,18 @@ _VALUE = rb'(?:"[^"\\\n]*"|[^\s"\\{};\[\]$]+)'
 _LIST, _COMMENT = rb" list=" + _VALUE, rb"(?: comment=" + _VALUE + rb")?+"
 _ADDRESS = rb' address="?([0-9A-Fa-f.:/]+)"?'
 _MENU = rb"/ip(?:v6)?[ /]firewall[ /]address-list[ /]"
-# An `add` of the common kind, alone on its line, with the address behind the list or before it.
+# An `add` of the common kind, alone on its line, with the address behind the list or before it; not
+# where the line before goes on in this one.
 _ADD = re.compile(
-    rb"^(?::?do ?\{ ?)?+(?:%(menu)s)?+add%(comment)s"
+    rb"^(?<!\\\n)(?::?do ?\{ ?)?+(?:%(menu)s)?+add%(comment)s"
     rb"(?:%(list)s%(comment)s%(address)s|%(address)s%(comment)s%(list)s)%(comment)s"
     rb"(?: ?\}(?: ?on-error=\{ ?\})?)?+[ \t]*$"
     % {b"menu": _MENU, b"comment": _COMMENT, b"list": _LIST, b"address": _ADDRESS},
     re.MULTILINE,
 )
 
-_TOKEN = re.compile(r'(?:[^\s{}\[\];"]|"(?:[^"\\]|\\.)*+")++|[{}\[\];]', re.DOTALL)
+# What is quoted and does not end holds the rest of the line.
+_TOKEN = re.compile(r'(?:[^\s{}\[\];"]|"(?:[^"\\]|\\.)*+"?)++|[{}\[\];]', re.DOTALL)
 _PARAMETER = re.compile(r"([a-z0-9-]+)=(.*)", re.DOTALL)
 _PATH = re.compile(r"ip(?:v6)?/firewall/address-list")
 _COMMANDS = frozenset(

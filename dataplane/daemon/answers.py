@@ -11,9 +11,13 @@ from typing import Any
 
 from dataplane.daemon.report import status_report
 from dataplane.daemon.router import Router
-from dataplane.decide.explain import Situation, explain, parse_flow
+from dataplane.decide.explain import Situation, explain
+from dataplane.decide.flow import parse_flow
 from dataplane.errors import UsageError
 from dataplane.system.netlink import Netlink
+
+# Letters of steps, after which an answer ends: far below LONGEST_ANSWER, and the work of a second.
+_LONG = 2 * 1024 * 1024
 
 
 class Answers:
@@ -36,29 +40,44 @@ class Answers:
         """
         router = self._router
         answer = status_report(
-            router.wish, router.history, health, router.engine, router.rates, router.mended
+            router.wish,
+            router.history,
+            health,
+            router.engine,
+            router.rates,
+            router.mended,
+            router.tally,
         )
         answer["faults"] += faults
         return {**answer, **learned}
 
     def explain(self, flows: list[list[str]], dead: list[str]) -> list[dict[str, Any]]:
-        """The decisions for these flows, as it is now or as if these links were dead."""
+        """The decisions for these flows, as it is now or as if these links were dead.
+
+        With many rules the steps are long: as many of the flows, from the first on, as fit into
+        one answer, and at least one.
+        """
         wish = self._router.wish
         for name in dead:
             if name not in wish.ids:
                 raise UsageError(f"--dead: there is no link {name!r}; {', '.join(wish.ids)}")
         if self._netlink is None:
             self._netlink = Netlink()
-        situation = Situation.of(wish.without(dead))
+        situation = Situation.of(wish.without(dead), self._router.known)
         ask = situation.marks.mark(situation.marks.ask)
-        answers = []
+        answers: list[dict[str, Any]] = []
+        length = 0
         for words in flows:
+            if length > _LONG:
+                break
             try:
                 flow = parse_flow(words)
             except ValueError as fault:
                 raise UsageError(f"explain: {' '.join(words)}: {fault}") from fault
             destination = self._netlink.destination(str(flow.destination), ask)
-            answers.append(explain(situation, flow, destination).as_dict())
+            answer = explain(situation, flow, destination)
+            length += sum(len(step) for step in answer.steps)
+            answers.append(answer.as_dict())
         return answers
 
     def close(self) -> None:

@@ -20,7 +20,6 @@ from dataplane.decide.plan import MAIN_TABLE, QueueRule, Rule
 from dataplane.decide.ruleset import render
 from dataplane.decide.wish import Before, Wish, make_wish
 from dataplane.errors import Error, KernelError
-from dataplane.hotpath import Program
 from dataplane.system import conntrack, iptables, nft, trials
 from dataplane.system.copies import Copies
 from dataplane.system.netlink import Netlink
@@ -90,7 +89,7 @@ def _try_all(config: Config | None) -> Iterator[Check]:
     wish = _wish(_LITTLE, native)
     yield _pieces()
     yield _nat6(config)
-    yield _queue(config.queue if config else Queue(), program_of(wish))
+    yield _queue(config.queue if config else Queue(), wish)
     yield _queue_rule(native)
     yield _routing()
     yield _connections()
@@ -140,10 +139,10 @@ def _nat6(config: Config | None) -> Check:
     return Check(_NAT6.name, not needed, f"{words} ({_NAT6.options})", follows)
 
 
-def _queue(queue: Queue, program: Program) -> Check:
+def _queue(queue: Queue, wish: Wish) -> Check:
     """Binds the queues of the file, in a namespace where they cannot be another's."""
     try:
-        engine = QueueEngine(queue, program)
+        engine = QueueEngine(queue, program_of(wish))
     except Error as refused:
         words = f"{refused} (NETFILTER_NETLINK_QUEUE)"
         return Check("queue", False, words, "`run` is refused; only this queue can ask the daemon")

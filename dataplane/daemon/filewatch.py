@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 EVERY_S = 2.0
 
-_Look = tuple[int, int, int] | None
+Look = tuple[int, int, int] | None
 
 
 class FileWatch:
@@ -21,15 +21,24 @@ class FileWatch:
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed
         self._loop = asyncio.get_running_loop()
-        self._seen: dict[Path, _Look] = {}
-        self._told: dict[Path, _Look] = {}
+        self._seen: dict[Path, Look] = {}
+        self._told: dict[Path, Look] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def take(self, files: Collection[Path]) -> None:
-        """These files, as they are now, and no others."""
+    def looks(self) -> dict[Path, Look]:
+        """The files as they are now: to be asked before they are read, for `take` afterwards."""
+        return {file: _look(file) for file in self._seen}
+
+    def take(self, files: Collection[Path], read: Mapping[Path, Look] | None = None) -> None:
+        """These files and no others, as they were when they were `read`, or as they are now.
+
+        Reading may take seconds, in which a file is written again.
+        """
         self.close()
         self._seen = {file: _look(file) for file in files}
-        self._told = dict(self._seen)
+        self._told = self._seen | {
+            file: look for file, look in (read or {}).items() if file in self._seen
+        }
         self._wait()
 
     def close(self) -> None:
@@ -54,7 +63,7 @@ class FileWatch:
             self._changed()
 
 
-def _look(file: Path) -> _Look:
+def _look(file: Path) -> Look:
     """What changes with a file's content; None while there is no file."""
     try:
         found = file.stat()

@@ -9,9 +9,10 @@ from dataplane.daemon.apply import check_mask, difference, observe
 from dataplane.daemon.look import Machine, before_of
 from dataplane.daemon.steps import Step
 from dataplane.decide.balance import all_alive
-from dataplane.decide.explain import Situation, explain, parse_flow
+from dataplane.decide.explain import Situation, explain
 from dataplane.decide.facts import Destination, Facts
 from dataplane.decide.fit import absences, conflicts, doubts
+from dataplane.decide.flow import parse_flow
 from dataplane.decide.liveness import Condition, Judgement
 from dataplane.decide.wish import make_wish
 from dataplane.errors import MachineError, UsageError

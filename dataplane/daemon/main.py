@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +23,7 @@ from dataplane.daemon.answers import Answers
 from dataplane.daemon.choosing import Choosing
 from dataplane.daemon.control import ControlServer
 from dataplane.daemon.events import Feed, Transition
-from dataplane.daemon.filewatch import FileWatch
+from dataplane.daemon.filewatch import FileWatch, Look
 from dataplane.daemon.hooks import Hooks
 from dataplane.daemon.learn import Learning
 from dataplane.daemon.messages import Drain, Explain, Reload, Request, Restore, Status, Stop
@@ -315,10 +315,12 @@ class _Daemon:
             raise DaemonError("the daemon is ending")
         async with self._reloading:
             # A list of a million prefixes takes seconds, in which links are watched as ever.
-            await self._take(await asyncio.to_thread(read_file, self._path))
+            looks = self._files.looks()
+            await self._take(await asyncio.to_thread(read_file, self._path), looks)
         log.info("reloaded %s", self._path)
 
-    async def _take(self, config: Config) -> None:
+    async def _take(self, config: Config, looks: Mapping[Path, Look]) -> None:
+        """`looks` are the watched files before they were read."""
         async with self._turn:
             facts = await self._call(self._router.look, config)
             await self._call(self._router.reload, config, facts, self._watch.judgements())
@@ -329,7 +331,7 @@ class _Daemon:
         # A link by another interface or gateway is not what was judged before.
         self._judged.set()
         await self._learning.take(config)
-        self._files.take(config.watched_files)
+        self._files.take(config.watched_files, looks)
         self._hooks.replace(config.on_change)
         log.setLevel(config.log_level.upper())
 
@@ -337,9 +339,9 @@ class _Daemon:
         """Files of lists that are watched have changed. A fault leaves the old lists in force."""
         try:
             async with self._reloading:
-                await self._take(
-                    await asyncio.to_thread(reread, self._router.config, read_list_file)
-                )
+                looks = self._files.looks()
+                lists = await asyncio.to_thread(reread, self._router.config, read_list_file)
+                await self._take(lists, looks)
             log.info("lists are read again, since their files have changed")
         except Error as fault:
             log.error("changed files of lists are refused, the old ones stay in force: %s", fault)

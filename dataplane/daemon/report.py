@@ -7,9 +7,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from dataplane.config.marks import Marks
+from dataplane.config.model import DEFAULT_GROUP
 from dataplane.daemon.engine import QueueEngine
 from dataplane.daemon.history import LinkHistory, in_words, state_name, why
-from dataplane.decide.balance import weights
+from dataplane.daemon.tally import Tally
+from dataplane.decide.balance import GroupNow, weights
 from dataplane.decide.chains import FALLBACK_COUNTER, WRONG_SOURCE_COUNTER
 from dataplane.decide.copies import NOT_COPIED_COUNTER
 from dataplane.decide.facts import FAMILIES
@@ -48,6 +50,7 @@ def status_report(
     engine: QueueEngine,
     rates: RateMeter,
     mended: int,
+    tally: Tally,
 ) -> dict[str, Any]:
     """What `status --json` prints; docs/operate/commands.md lists its keys.
 
@@ -104,7 +107,33 @@ def status_report(
         "wrong_source": kernel.get(WRONG_SOURCE_COUNTER, 0),
         "not_copied": kernel.get(NOT_COPIED_COUNTER, 0),
         "mended": mended,
+        "rules": _rules(wish, tally.totals(counted["rules"])),
+        "groups": [_group(now) for now in wish.groups.values()],
         "faults": [*_faults(wish, engine, kernel), *_target_faults(health)],
+    }
+
+
+def _rules(wish: Wish, packets: Mapping[str, int]) -> list[dict[str, Any]]:
+    """The rules in their order, and the default group, which takes what they leave."""
+    found = [
+        {
+            "name": rule.name,
+            "line": rule.line,
+            "use": rule.use,
+            "packets": packets.get(rule.name, 0),
+        }
+        for rule in wish.config.rules
+    ]
+    rest = packets.get(DEFAULT_GROUP, 0)
+    return [*found, {"name": DEFAULT_GROUP, "line": 0, "use": DEFAULT_GROUP, "packets": rest}]
+
+
+def _group(now: GroupNow) -> dict[str, Any]:
+    return {
+        "name": now.group.name,
+        "method": now.group.method.value,
+        "links": list(now.group.links),
+        "preferred": {f"ipv{family}": now.preferred.get(family) for family in FAMILIES},
     }
 
 

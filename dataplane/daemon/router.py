@@ -28,6 +28,7 @@ from dataplane.daemon.events import Transition
 from dataplane.daemon.history import LinkHistory, followed, in_words
 from dataplane.daemon.look import Machine, before_of
 from dataplane.daemon.report import RateMeter
+from dataplane.daemon.tally import Tally
 from dataplane.decide.balance import Choices
 from dataplane.decide.compiled import Compiled, compiled, program_of
 from dataplane.decide.facts import FAMILIES, Facts, Family
@@ -75,6 +76,7 @@ class Router:
         self.history: dict[str, LinkHistory] = {}
         self.rates = RateMeter()
         self.mended = 0
+        self.tally = Tally()
 
     @property
     def _machine(self) -> Machine:
@@ -338,6 +340,7 @@ class Router:
 
     def _replace_engine(self, wish: Wish) -> None:
         """Between two listeners the kernel settles connections itself."""
+        self.tally.begin_anew(self.engine.counters()["rules"])
         self.engine.stop()
         program = program_of(wish, self.known)
         self._engine = QueueEngine(wish.config.queue, program)
@@ -365,12 +368,14 @@ class Router:
 
     def _mend(self, wish: Wish) -> None:
         plan = wish.plan()
-        steps = difference(self._observe(plan), plan, self._state.listing)
+        observed = self._observe(plan)
+        steps = difference(observed, plan, self._state.listing)
         if not steps:
             return
         self.mended += 1
         for step in steps:
             log.warning("mended: %s", step.summary)
+        self._remember_settings(plan, observed)
         perform(steps, self._machine.netlink)
         self._remember_listing()
 
@@ -387,6 +392,18 @@ class Router:
 
     def _apply(self, plan: Plan, observed: Observed) -> None:
         steps = difference(observed, plan, self._state.listing)
+        self._remember_settings(plan, observed)
+        for step in steps:
+            log.debug("%s", step.line)
+        perform(steps, self._machine.netlink)
+        self._remember_listing()
+        missing = (key for key, value in observed.sysctls.items() if value is None)
+        if any(sysctl.read(key) is not None for key in missing):
+            # The table brought a module of the kernel along, and that its settings.
+            self._apply(plan, self._observe(plan))
+
+    def _remember_settings(self, plan: Plan, observed: Observed) -> None:
+        """What settings were before we changed them first: `down` puts that back."""
         originals = dict(self._state.sysctls)
         for one in plan.sysctls:
             now = observed.sysctls[one.key]
@@ -396,10 +413,6 @@ class Router:
                     originals |= sysctl.apart(one.key)
         self._state = _with(self._state, sysctls=originals)
         self._directory.store(self._state)
-        for step in steps:
-            log.debug("%s", step.line)
-        perform(steps, self._machine.netlink)
-        self._remember_listing()
 
     def _remember_listing(self) -> None:
         listing = digest_of(nft.read())
@@ -410,6 +423,7 @@ class Router:
     def _adopt(self, wish: Wish) -> None:
         """Makes the wish the one in force, and tells what changed."""
         self._wish, self._compiled = wish, None
+        self.tally.follow(wish, self.engine.counters()["rules"])
         before = self.history
         self.history, transitions = followed(before, wish, time.time())
         for transition in transitions:

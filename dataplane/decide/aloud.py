@@ -11,14 +11,13 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, summarize_address_range
 
 from dataplane.config.model import Addresses, Ports, Rule, Selection
+from dataplane.config.protocols import WITH_PORTS
 from dataplane.decide.flow import Flow, protocol_name
 from dataplane.decide.learned import Kind, Known, address_key, endpoint_key
 from dataplane.decide.policy import labels
 
 Address = IPv4Address | IPv6Address
 
-# The protocols whose headers begin with two ports.
-_WITH_PORTS = frozenset({6, 17, 33, 132, 136})
 # So many ranges are named; the others are counted.
 _MOST_NAMED = 4
 
@@ -123,7 +122,7 @@ def _interface(wanted: Sequence[str], entrance: Entrance, holds: bool) -> str:
 
 
 def _port(what: str, protocol: int, port: int, wanted: Sequence[Ports], holds: bool) -> str:
-    if protocol not in _WITH_PORTS:
+    if protocol not in WITH_PORTS:
         return f"protocol {protocol_name(protocol)} has no {what}"
     return _value(what, str(port), [_span(one.first, one.last) for one in wanted], holds)
 

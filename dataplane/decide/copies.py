@@ -21,7 +21,7 @@ NOT_COPIED_COUNTER = "not_copied"
 # Of each direction of a connection. Who speaks first says in one or two packets what he speaks.
 _FIRST_PACKETS = 8
 # Enough for what a connection begins with, even where the kernel joined several packets.
-_PACKET_BYTES = 2048
+_PACKET_BYTES = 4096
 _MESSAGE_BYTES = 4096
 # Of each side. Without a limit, 167,000 new connections a second became 102,000, on two cores. So
 # many copies teach all that there is to learn; those that are left out are counted.

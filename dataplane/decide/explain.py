@@ -2,43 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
 from dataplane.config.marks import Marks
-from dataplane.config.model import Config, Link, Nat
+from dataplane.config.model import Config, Group, Link, Method, Nat, Rule, Sticky
+from dataplane.decide import beforehand
+from dataplane.decide.aloud import Entrance, Labels, conditions, listed, place
+from dataplane.decide.balance import GroupNow
 from dataplane.decide.compiled import program_of
-from dataplane.decide.facts import Destination, Facts, Family
-from dataplane.decide.liveness import Condition, LinkState, source_towards
+from dataplane.decide.facts import Destination, Family
+from dataplane.decide.flow import Flow
+from dataplane.decide.learned import Known
+from dataplane.decide.liveness import Condition, source_towards
 from dataplane.decide.plan import table_of
+from dataplane.decide.policy import MAIN, NEXT, REJECT, RuleNow, policy
+from dataplane.decide.program import Draw
 from dataplane.decide.wish import Wish
-from dataplane.hotpath import Classifier
+from dataplane.hotpath import CONDITIONS, Classifier, Decision
 
-_DHCP_PORTS = frozenset({67, 68, 546, 547})
-_UDP = 17
-
-
-@dataclass(frozen=True, slots=True)
-class Flow:
-    """The first packet of a connection. `interface` empty: some interface of the LAN side."""
-
-    source: IPv4Address | IPv6Address
-    destination: IPv4Address | IPv6Address
-    protocol: int = 6
-    source_port: int = 0
-    destination_port: int = 0
-    interface: str = ""
-
-    @property
-    def family(self) -> Family:
-        return 4 if self.source.version == 4 else 6
+_WHY_PREFERRED = {
+    Method.FAILOVER: "the first living one of",
+    Method.OVERFLOW: "the first that is not full of",
+    Method.LEAST_USED: "the one with most free capacity of",
+    Method.LOWEST_LATENCY: "the one that answers soonest of",
+}
 
 
 @dataclass(slots=True)
 class Explanation:
-    """The answer; the keys of `explain --json`, in the order of the contract."""
+    """The answer; the keys of `explain --json`.
+
+    `link` is None where main or reject decides, and where nobody can foretell the link: then
+    `candidates` are the links that it may be, with what part of the connections each gets.
+    """
 
     link: str | None = None
     group: str | None = None
@@ -50,6 +47,7 @@ class Explanation:
     mark: str | None = None
     table: int | str | None = None
     source_address: str | None = None
+    candidates: list[dict[str, Any]] = field(default_factory=list)
     reason: str = ""
     steps: list[str] = field(default_factory=list)
 
@@ -59,19 +57,25 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """What a decision depends on, as it is now or as it is supposed to be."""
+    """What a decision depends on, as it is now or as it is supposed to be.
 
-    config: Config
-    ids: Mapping[str, int]
-    states: Mapping[str, LinkState]
-    facts: Facts
+    `rules` are those of the classifier's program, in its order.
+    """
+
+    wish: Wish
+    rules: tuple[RuleNow, ...]
     classifier: Classifier
+    known: Labels
 
     @classmethod
-    def of(cls, wish: Wish) -> Situation:
-        """What the wish would do."""
-        classifier = Classifier(program_of(wish))
-        return cls(wish.config, wish.ids, wish.states, wish.facts, classifier)
+    def of(cls, wish: Wish, known: Known | None = None) -> Situation:
+        """What the wish would do, with what is known of names and applications."""
+        classifier = Classifier(program_of(wish, known))
+        return cls(wish, policy(wish), classifier, Labels(known))
+
+    @property
+    def config(self) -> Config:
+        return self.wish.config
 
     @property
     def marks(self) -> Marks:
@@ -83,23 +87,24 @@ def explain(situation: Situation, flow: Flow, destination: Destination) -> Expla
 
     `destination` is what main's connected and specific routes say of its destination.
     """
+    config, states = situation.config, situation.wish.states
     answer = Explanation()
-    exempt = _exempt(situation, flow, destination)
+    exempt = beforehand.exempt(config, flow, destination)
     if exempt:
         return _left_to_main(answer, situation, exempt)
     answer.steps.append(
         f"{flow.destination}: no connected network and no specific route of main leads there, "
         "so the connection is balanced"
     )
-    pinned = _pinned(situation.config, flow)
+    pinned = beforehand.pinned(config, flow)
     if pinned:
         answer.reason = f"the source lies in the delegated prefix {pinned.prefix6}"
         answer.steps.append(f"{answer.reason} of link {pinned.name}: pinned to it, no translation")
         return _by_link(answer, situation, pinned, flow)
-    own = _own(situation, flow)
-    asked = _asked(situation.config, flow)
-    pins = asked is not None and situation.states[asked.name].way(flow.family).alive
-    if own and not (asked and pins and _main_decides(situation.config, asked)):
+    own = beforehand.own(config, states, flow)
+    asked = beforehand.asked(config, flow)
+    pins = asked is not None and states[asked.name].way(flow.family).alive
+    if own and not (asked and pins and beforehand.main_decides(config, asked)):
         answer.reason = f"{flow.source} is this router's own address on link {own.name}"
         answer.steps.append(f"{answer.reason}: what has that source leaves by it")
         return _by_link(answer, situation, own, flow)
@@ -108,69 +113,201 @@ def explain(situation: Situation, flow: Flow, destination: Destination) -> Expla
         answer.steps.append(f"{answer.reason}: pinned to it")
         return _by_link(answer, situation, asked, flow)
     if asked:
-        why = situation.states[asked.name].way(flow.family).why
+        why = states[asked.name].way(flow.family).why
         answer.steps.append(
             f"{flow.destination} is a resolver of link {asked.name}, which takes no IPv"
             f"{flow.family} now ({why}): balanced like any other"
         )
-    decided = situation.classifier.classify_flow(
+    return _by_rules(answer, situation, flow)
+
+
+def _by_rules(answer: Explanation, situation: Situation, flow: Flow) -> Explanation:
+    """Which rule it is, is the classifier's word, as it is the queue workers'."""
+    entrance = _entrance(situation, flow)
+    index = situation.wish.interface_index(entrance.interface) if entrance.interface else None
+    asked = (
         flow.source.packed,
         flow.destination.packed,
         flow.protocol,
         flow.source_port,
         flow.destination_port,
     )
-    if decided.decision == situation.marks.main:
-        family = f"IPv{flow.family}"
-        return _left_to_main(answer, situation, f"no link is set up for {family}")
-    balance = situation.config.balance
-    answer.group, answer.method = balance.name, balance.method.value
-    answer.rule, answer.fields = balance.name, balance.fields.value
+    classifier = situation.classifier
+    decided = classifier.classify_flow(*asked, dscp=flow.dscp, interface=index or 0, peek=True)
+    if len(situation.rules) > 1:
+        found = classifier.matching(*asked, dscp=flow.dscp, interface=index or 0)
+        for now, bits in zip(situation.rules[: decided.rule + 1], found, strict=False):
+            # A rule that leads the families to different places is there once for each.
+            if now.rule and flow.family in now.outcomes:
+                failing = [name for bit, name in enumerate(CONDITIONS) if bits >> bit & 1]
+                words = conditions(now.rule, failing, flow, entrance, situation.known)
+                answer.steps.append(_rule_step(situation, now, now.rule, failing, words, flow))
+    now = situation.rules[decided.rule]
+    answer.rule = now.name
+    outcome = now.outcomes[flow.family]
+    target, own = outcome.target, outcome.target in (MAIN, REJECT)
+    if now.rule and outcome.instead:
+        dead = _dead(situation, now.rule.use, flow.family)
+        answer.steps.append(f"{dead}: else, {_target(situation, target)}")
+    elif now.rule and not own and not _lives(situation, target, flow.family):
+        dead = _dead(situation, target, flow.family)
+        answer.steps.append(f"{dead}, and nothing else lives either: used all the same")
+    said = f"{now.name} says {'else ' if outcome.instead else ''}{_target(situation, target)}"
+    if target == MAIN:
+        return _left_to_main(answer, situation, said)
+    if target == REJECT:
+        return _rejected(answer, situation, said)
+    if target in situation.wish.groups:
+        return _by_group(answer, situation, now, situation.wish.groups[target], decided, flow)
+    answer.reason = said
+    return _by_link(answer, situation, situation.config.link(target), flow)
+
+
+def _entrance(situation: Situation, flow: Flow) -> Entrance:
+    """By which interface of the LAN side it comes in."""
+    lan = situation.config.lan
+    if flow.interface:
+        return _existing(situation, flow.interface)
+    facts, states = situation.wish.facts, situation.wish.states.values()
+    addresses = {one.ip for interface in facts.interfaces for one in interface.addresses}
+    addresses |= {one for state in states for one in state.way(flow.family).addresses}
+    if flow.source in addresses:
+        return Entrance("", "the router's own packets come in by no interface")
+    if len(lan) == 1:
+        return _existing(situation, lan[0])
+    return Entrance("", f"which of {listed(lan)} it comes in by is not said")
+
+
+def _existing(situation: Situation, interface: str) -> Entrance:
+    if situation.wish.interface_index(interface) is None:
+        return Entrance("", f"interface {interface} does not exist")
+    return Entrance(interface)
+
+
+def _rule_step(
+    situation: Situation, now: RuleNow, rule: Rule, failing: list[str], said: list[str], flow: Flow
+) -> str:
+    words = list(said)
+    if "family" in failing and now.outcomes[flow.family].target == NEXT:
+        words.insert(0, f"{_dead(situation, rule.use, flow.family)}, and else is next")
+    verdict = "does not match" if failing else "matches"
+    return f"{place(rule)} {verdict}: {'; '.join(words) or 'it asks for nothing'}"
+
+
+def _target(situation: Situation, name: str) -> str:
+    if name in (MAIN, REJECT):
+        return name
+    return f"group {name}" if name in situation.wish.groups else f"link {name}"
+
+
+def _lives(situation: Situation, name: str, family: Family) -> bool:
+    group = situation.wish.groups.get(name)
+    if group:
+        return family in group.living
+    return situation.wish.states[name].way(family).alive
+
+
+def _dead(situation: Situation, name: str, family: Family) -> str:
+    """That no link of the target takes the family, and why."""
+    states = situation.wish.states
+    group = situation.wish.groups.get(name)
+    if not group:
+        return f"link {name} takes no IPv{family} now ({states[name].way(family).why})"
+    why = (f"{link}: {states[link].way(family).why}" for link in group.group.links)
+    return f"no link of group {name} takes IPv{family} now ({'; '.join(why)})"
+
+
+def _by_group(
+    answer: Explanation,
+    situation: Situation,
+    now: RuleNow,
+    group: GroupNow,
+    decided: Decision,
+    flow: Flow,
+) -> Explanation:
+    name, method = group.group.name, group.group.method
+    serving = [one for one in group.group.links if one in group.serving.get(flow.family, ())]
+    if not serving:
+        of = "" if name == situation.config.balance.name else f" of group {name}"
+        return _left_to_main(answer, situation, f"no link{of} is set up for IPv{flow.family}")
+    answer.group, answer.method = name, method.value
+    matches = "" if now.rule else f"rule {now.name}: matches everything; "
+    answer.steps.append(f"{matches}group {name}, method {answer.method}")
+    names = {number: one for one, number in situation.wish.ids.items()}
+    shares: dict[str, float] = {}
+    match method:
+        case Method.PCC:
+            link = names[decided.decision]
+            _tell_slot(answer, now.rule, group.group, decided, link)
+        case Method.NTH | Method.RANDOM:
+            action = now.compiled.actions[flow.family]
+            assert isinstance(action, Draw), "that is what these methods are compiled to"
+            total = sum(action.weights.values())
+            shares = {names[one]: weight / total for one, weight in action.weights.items()}
+            turn = "the next in turn" if method is Method.NTH else "a weighted draw"
+            answer.steps.append(f"{turn} decides: {_shares(shares)}")
+        case Method.ECMP:
+            weights = {one: situation.config.link(one).weight for one in serving}
+            whole = sum(weights.values())
+            shares = {one: float(weight / whole) for one, weight in weights.items()}
+            answer.steps.append(f"the kernel's multipath route decides: {_shares(shares)}")
+        case _:
+            link = group.preferred[flow.family]
+            answer.reason = (
+                f"group {name} prefers {link}, {_WHY_PREFERRED[method]} {listed(serving)}"
+            )
+            answer.steps.append(answer.reason)
+    _tell_sticky(answer, group.group)
+    if not shares:
+        return _by_link(answer, situation, situation.config.link(link), flow)
+    if len(shares) > 1:
+        answer.candidates = [{"name": one, "share": share} for one, share in shares.items()]
+        answer.reason = f"group {name}, method {method.value}: {listed([*shares], 'or')}"
+        if method is Method.ECMP:
+            number = situation.wish.group_ids[name]
+            answer.mark = f"{situation.marks.mark(number):#010x}"
+            answer.table = table_of(number)
+            answer.steps.append(f"mark {answer.mark} leads to table {answer.table}, of the group")
+        return answer
+    (link,) = shares
+    answer.reason = f"{link} is the only link of group {name} that serves"
+    return _by_link(answer, situation, situation.config.link(link), flow)
+
+
+def _shares(shares: dict[str, float]) -> str:
+    return ", ".join(f"{name} {share:.2%}" for name, share in shares.items())
+
+
+def _tell_slot(
+    answer: Explanation, rule: Rule | None, group: Group, decided: Decision, link: str
+) -> None:
+    own = rule.fields if rule else None
+    answer.fields = (own or group.fields).value
     answer.hash, answer.slot = f"{decided.hash:016x}", decided.slot
-    names = {number: name for name, number in situation.ids.items()}
-    link = situation.config.link(names[decided.decision])
-    answer.reason = f"slot {decided.slot} of group {balance.name} belongs to {link.name}"
+    answer.reason = f"slot {decided.slot} of group {group.name} belongs to {link}"
+    ordered = ", ordered" if group.symmetric else ""
+    by = " (the rule's own fields)" if own else ""
     answer.steps += [
-        f"rule {balance.name}: matches everything; group {balance.name}, method {answer.method}",
-        f"hash of {answer.fields}{', ordered' if balance.symmetric else ''}: {answer.hash}",
-        f"slot {decided.slot} (its top 16 bits) belongs to {link.name}",
+        f"hash of {answer.fields}{ordered}{by}: {answer.hash}",
+        f"slot {decided.slot} (its top 16 bits) belongs to {link}",
     ]
-    return _by_link(answer, situation, link, flow)
 
 
-def _exempt(situation: Situation, flow: Flow, destination: Destination) -> str:
-    """Why the connection is left alone; empty when it is balanced."""
-    config = situation.config
-    if flow.interface and flow.interface not in config.lan:
-        return f"it arrives on {flow.interface}, which is not of the LAN side"
-    if flow.family == 6 and not config.ipv6:
-        return "IPv6 is switched off in the file"
-    if _no_unicast(flow.destination) or destination.kind in ("broadcast", "anycast", "multicast"):
-        return f"{flow.destination} is not a unicast address"
-    if destination.kind == "local":
-        return f"{flow.destination} is an address of this router"
-    if flow.destination.is_link_local or flow.source.is_link_local or flow.source.is_unspecified:
-        return "link-local traffic stays on its network"
-    if flow.protocol == _UDP and flow.destination_port in _DHCP_PORTS:
-        return "DHCP is left alone"
-    if destination.kind in ("blackhole", "unreachable", "prohibit"):
-        return f"main has a specific route to {flow.destination} that refuses it"
-    if destination.kind == "specific":
-        return (
-            f"main has a connected network or a specific route to {flow.destination} "
-            f"by {destination.interface}"
+def _tell_sticky(answer: Explanation, group: Group) -> None:
+    if group.sticky:
+        whose = "pair of addresses" if group.sticky is Sticky.PAIR else "source"
+        answer.steps.append(
+            f"sticky: if a connection of this {whose} began less than {group.sticky_ms / 1000:g} s "
+            "ago, and its link still serves, this one follows it instead"
         )
-    return ""
 
 
-def _no_unicast(address: IPv4Address | IPv6Address) -> bool:
-    """What the kernel calls broadcast or multicast whatever the routes say (inet_addr_type)."""
-    return (
-        address.is_multicast
-        or address.is_unspecified
-        or (address.version == 4 and address.packed[0] == 0)
-        or address.packed == b"\xff\xff\xff\xff"
-    )
+def _rejected(answer: Explanation, situation: Situation, reason: str) -> Explanation:
+    marks = situation.marks
+    answer.reason = reason
+    answer.mark = f"{marks.mark(marks.reject):#010x}"
+    answer.steps.append(f"{reason}: the client is told that the destination is unreachable")
+    return answer
 
 
 def _left_to_main(answer: Explanation, situation: Situation, reason: str) -> Explanation:
@@ -182,43 +319,13 @@ def _left_to_main(answer: Explanation, situation: Situation, reason: str) -> Exp
     return answer
 
 
-def _pinned(config: Config, flow: Flow) -> Link | None:
-    for link in config.links:
-        if link.prefix6 and link.nat is not Nat.PREFIX and flow.source in link.prefix6:
-            return link
-    return None
-
-
-def _own(situation: Situation, flow: Flow) -> Link | None:
-    """The link whose address alone is the source of the router's own traffic."""
-    found = [
-        name
-        for name, state in situation.states.items()
-        if flow.source in state.way(flow.family).addresses
-    ]
-    return situation.config.link(found[0]) if len(found) == 1 and not flow.interface else None
-
-
-def _asked(config: Config, flow: Flow) -> Link | None:
-    """The link among whose resolvers the destination is."""
-    for link in config.links:
-        if flow.destination in link.resolvers:
-            return link
-    return None
-
-
-def _main_decides(config: Config, asked: Link) -> bool:
-    """Whether a link's address as the source says nothing: main's default route gives it."""
-    return config.own_traffic == "main" and asked.nat is not Nat.NONE
-
-
 def _by_link(answer: Explanation, situation: Situation, link: Link, flow: Flow) -> Explanation:
-    number = situation.ids[link.name]
+    number = situation.wish.ids[link.name]
     answer.link = link.name
     answer.mark = f"{situation.marks.mark(number):#010x}"
     answer.table = table_of(number)
     answer.source_address = _source(situation, link, flow)
-    way = situation.states[link.name].way(flow.family)
+    way = situation.wish.states[link.name].way(flow.family)
     gateway = f" by gateway {way.gateway}" if way.gateway else ""
     answer.steps.append(
         f"mark {answer.mark} leads to table {answer.table}: {link.interface}{gateway}"
@@ -242,45 +349,7 @@ def _source(situation: Situation, link: Link, flow: Flow) -> str | None:
         address = link.snat_address if flow.family == 4 else link.snat_address6
         if address:
             return str(address)
-    interface = situation.facts.interface(link.interface)
-    way = situation.states[link.name].way(flow.family)
+    interface = situation.wish.facts.interface(link.interface)
+    way = situation.wish.states[link.name].way(flow.family)
     found = source_towards(way, interface)
     return str(found) if found else None
-
-
-def parse_flow(words: list[str]) -> Flow:
-    """SRC DST [PROTOCOL [SPORT [DPORT [INTERFACE]]]] as a flow. ValueError says what is legal."""
-    if not 2 <= len(words) <= 6:
-        raise ValueError("expected SRC DST [PROTOCOL [SPORT [DPORT [INTERFACE]]]]")
-    source, destination = ip_address(words[0]), ip_address(words[1])
-    if source.version != destination.version:
-        raise ValueError(f"{source} and {destination} are not of the same family")
-    protocol = protocol_number(words[2]) if len(words) > 2 else 6
-    ports = [_port(word) for word in words[3:5]] + [0, 0]
-    return Flow(source, destination, protocol, ports[0], ports[1], *words[5:])
-
-
-def _port(word: str) -> int:
-    number = _number(word)
-    if number is None or number > 65535:
-        raise ValueError(f"expected a port from 0 to 65535, got {word[:40]!r}")
-    return number
-
-
-def _number(word: str) -> int | None:
-    """A short run of plain digits as a number."""
-    return int(word) if word.isascii() and word.isdecimal() and len(word) < 10 else None
-
-
-_PROTOCOLS = {
-    "icmp": 1, "tcp": 6, "udp": 17, "gre": 47, "esp": 50, "ah": 51, "icmpv6": 58, "ipv6-icmp": 58,
-    "sctp": 132, "udplite": 136, "dccp": 33,
-}  # fmt: skip
-
-
-def protocol_number(word: str) -> int:
-    """A protocol by name or by number, 0 to 255. ValueError says what is legal."""
-    number = _PROTOCOLS.get(word.lower(), _number(word))
-    if number is None or number > 255:
-        raise ValueError(f"expected one of {', '.join(_PROTOCOLS)} or 0 to 255, got {word[:40]!r}")
-    return number

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from dataplane.config.protocols import PROTOCOLS
+from dataplane.config.protocols import PROTOCOLS, dscp
 from dataplane.decide.facts import Family
 
 WORDS = "SRC DST [PROTOCOL [SPORT [DPORT [INTERFACE [DSCP]]]]]"
@@ -44,21 +44,14 @@ def parse_flow(words: list[str]) -> Flow:
     protocol = protocol_number(words[2]) if len(words) > 2 else 6
     ports = [_port(word) for word in words[3:5]] + [0, 0]
     interface = words[5] if len(words) > 5 and words[5] != NO_INTERFACE else ""
-    dscp = _dscp(words[6]) if len(words) > 6 else 0
-    return Flow(source, destination, protocol, ports[0], ports[1], interface, dscp)
+    priority = dscp(words[6]) if len(words) > 6 else 0
+    return Flow(source, destination, protocol, ports[0], ports[1], interface, priority)
 
 
 def _port(word: str) -> int:
     number = _number(word)
     if number is None or number > 65535:
         raise ValueError(f"expected a port from 0 to 65535, got {word[:40]!r}")
-    return number
-
-
-def _dscp(word: str) -> int:
-    number = _number(word)
-    if number is None or number > 63:
-        raise ValueError(f"expected a DSCP from 0 to 63, got {word[:40]!r}")
     return number
 
 

@@ -22,29 +22,19 @@ from dataplane.config.model import (
 )
 from dataplane.decide.balance import PREFERRING, GroupNow
 from dataplane.decide.facts import FAMILIES, Family
+from dataplane.decide.outcomes import MAIN as MAIN
+from dataplane.decide.outcomes import NEXT as NEXT
+from dataplane.decide.outcomes import REJECT as REJECT
+from dataplane.decide.outcomes import Outcome as Outcome
+from dataplane.decide.outcomes import outcome_of
 from dataplane.decide.program import Action, Draw, ProgramRule, Slots
 from dataplane.decide.wish import Wish
-
-MAIN = "main"
-REJECT = "reject"
-NEXT = "next"
 
 # What the program takes.
 _MOST_WEIGHT = 1 << 40
 
 # With these, what one packet of a burst decides is no help for the next one.
 _REMEMBERED = PREFERRING | {Method.NTH, Method.RANDOM}
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """Where a rule leads: a link, a group, "main", "reject" or "next".
-
-    `instead`: by the rule's `else`, since the links of its `use` are dead.
-    """
-
-    target: str
-    instead: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +68,7 @@ def policy(wish: Wish) -> tuple[RuleNow, ...]:
 
 def outcome(wish: Wish, rule: Rule, family: Family) -> Outcome:
     """Where the rule leads packets of the family now."""
-    if rule.use in (MAIN, REJECT) or _lives(wish, rule.use, family):
-        return Outcome(rule.use)
-    if rule.otherwise in (NEXT, REJECT):
-        return Outcome(rule.otherwise, instead=True)
-    for name in (rule.otherwise, DEFAULT_GROUP):
-        if _lives(wish, name, family):
-            return Outcome(name, instead=True)
-    # Nothing lives: what is not well may carry something all the same.
-    if _usable(wish, rule.use, family):
-        return Outcome(rule.use)
-    return Outcome(DEFAULT_GROUP, instead=True)
+    return outcome_of(rule.use, rule.otherwise, wish.groups, wish.states, family)
 
 
 def member_lists(config: Config) -> dict[str, Addresses]:
@@ -117,18 +97,6 @@ def labels(rule: Rule) -> tuple[str, ...]:
 def _own_list(rule: Rule, direction: str) -> str:
     # No list of the file has a name with a space.
     return f"{rule.name} {direction}"
-
-
-def _lives(wish: Wish, name: str, family: Family) -> bool:
-    if name in wish.groups:
-        return family in wish.groups[name].living
-    return wish.states[name].way(family).alive
-
-
-def _usable(wish: Wish, name: str, family: Family) -> bool:
-    if name in wish.groups:
-        return family in wish.groups[name].serving
-    return wish.states[name].way(family).usable
 
 
 def _rule_now(wish: Wish, rule: Rule | None, outcomes: Mapping[Family, Outcome]) -> RuleNow:

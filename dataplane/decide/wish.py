@@ -11,6 +11,7 @@ from dataplane.decide.balance import Choices, GroupNow, Served, group_now, home_
 from dataplane.decide.facts import Facts, Family
 from dataplane.decide.liveness import Condition, Judgements, LinkState, judged, link_states
 from dataplane.decide.multipath import EcmpGroup
+from dataplane.decide.outcomes import used_links
 from dataplane.decide.plan import Plan, make_plan
 from dataplane.decide.slots import SlotTable
 
@@ -34,7 +35,8 @@ class Wish:
     """A file, the numbers that go with it, and how the links and groups are now.
 
     `ids` are the numbers of the links, `group_ids` those of the ecmp groups. `groups` are all of
-    the file, the default group first.
+    the file, the default group first. `used` are, by family, the links that the default group and
+    the rules send new connections to.
     """
 
     config: Config
@@ -44,6 +46,7 @@ class Wish:
     key: int
     facts: Facts
     states: Mapping[str, LinkState]
+    used: Mapping[Family, frozenset[str]]
 
     def plan(self) -> Plan:
         """What the kernel should hold."""
@@ -57,7 +60,8 @@ class Wish:
         states = without(self.states, dead)
         choices = {name: now.preferred for name, now in self.groups.items()}
         groups = _groups(self.config, self.homes, states, self.served, choices)
-        return replace(self, states=states, groups=groups)
+        used = used_links(self.config, groups, states)
+        return replace(self, states=states, groups=groups, used=used)
 
     @property
     def default(self) -> GroupNow:
@@ -107,8 +111,8 @@ class Wish:
         return interface.index if interface else None
 
     def in_use(self, name: str, family: Family) -> bool:
-        """Whether some group sends new connections of the family there."""
-        return any(name in now.serving.get(family, ()) for now in self.groups.values())
+        """Whether the default group or a rule sends new connections of the family there."""
+        return name in self.used[family]
 
     def keeps(self, name: str, family: Family) -> bool:
         """Whether the link's connections of the family are left alone: it carries them still."""
@@ -160,7 +164,9 @@ def make_wish(
         for group in config.all_groups
     }
     groups = _groups(config, homes, states, before.served, choices or {})
-    return Wish(config, ids, _number_groups(config, ids, before, last), groups, key, facts, states)
+    numbers = _number_groups(config, ids, before, last)
+    used = used_links(config, groups, states)
+    return Wish(config, ids, numbers, groups, key, facts, states, used)
 
 
 def _groups(

@@ -72,9 +72,12 @@ class Copies:
         self.overflows = 0
         """How often the socket said that its buffer had been full."""
         self._next: int | None = None
-        self.socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
-        )
+        try:
+            self.socket = socket.socket(
+                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
+            )
+        except OSError as refusal:
+            raise KernelError(f"log group {group}: {refusal.strerror or refusal}") from refusal
         try:
             self._open(copy_bytes, threshold, timeout_ms, buffer_bytes)
         except OSError as refusal:

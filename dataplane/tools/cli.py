@@ -109,11 +109,12 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--protocol", default="tcp", help="by name or number (default tcp)")
     explain.add_argument("--sport", type=int, default=0, help="source port")
     explain.add_argument("--dport", type=int, default=0, help="destination port")
+    explain.add_argument("--dscp", default="0", help="by name or number (default 0)")
     explain.add_argument("--in", dest="interface", default="", help="the LAN interface it enters")
     explain.add_argument(
         "--stdin",
         action="store_true",
-        help="read lines SRC DST [PROTOCOL [SPORT [DPORT [INTERFACE]]]]",
+        help="read lines SRC DST [PROTOCOL [SPORT [DPORT [INTERFACE [DSCP]]]]]",
     )
     explain.add_argument("--dead", action="append", default=[], metavar="LINK", help="what if")
     source = explain.add_mutually_exclusive_group()
@@ -121,6 +122,16 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--config", type=Path, default=DEFAULT_FILE, help="the daemon's file")
     _json(explain)
     explain.set_defaults(command=_explain)
+
+    doctor = commands.add_parser("doctor", help="what the machine offers or lacks for it")
+    doctor.add_argument(
+        "file",
+        nargs="?",
+        type=Path,
+        help=f"and for this file (default {DEFAULT_FILE}, if it is there)",
+    )
+    _json(doctor)
+    doctor.set_defaults(command=_doctor)
 
     demo = commands.add_parser("demo", help="two shaped providers in namespaces, working as one")
     add_options(demo)
@@ -284,12 +295,15 @@ def _explanations(chosen: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
         yield explanations_by_file(_read(chosen.file), flows, chosen.dead)
         return
     socket = _socket(chosen.config)
-    for first in range(0, len(flows), MOST_FLOWS):
-        yield ask(socket, Explain(flows[first : first + MOST_FLOWS], chosen.dead))
+    while flows:
+        # Where the steps are long, the answer is for the first of them only.
+        answers = ask(socket, Explain(flows[:MOST_FLOWS], chosen.dead))
+        yield answers
+        flows = flows[len(answers) or MOST_FLOWS :]
 
 
 def _flows(chosen: argparse.Namespace) -> list[list[str]]:
-    from dataplane.decide.explain import parse_flow
+    from dataplane.decide.flow import NO_INTERFACE, parse_flow
 
     if chosen.stdin:
         if chosen.source is not None:
@@ -300,9 +314,9 @@ def _flows(chosen: argparse.Namespace) -> list[list[str]]:
         raise UsageError("explain: expected SRC and DST, or --stdin")
     else:
         ports = [str(chosen.sport), str(chosen.dport)]
-        lines = {1: [chosen.source, chosen.destination, chosen.protocol, *ports]}
-        if chosen.interface:
-            lines[1].append(chosen.interface)
+        entered = chosen.interface or NO_INTERFACE
+        words = [chosen.source, chosen.destination, chosen.protocol, *ports, entered, chosen.dscp]
+        lines = {1: words}
     for number, words in lines.items():
         try:
             parse_flow(words)
@@ -310,6 +324,13 @@ def _flows(chosen: argparse.Namespace) -> list[list[str]]:
             place = f"line {number}: " if chosen.stdin else ""
             raise UsageError(f"explain: {place}{fault}") from None
     return list(lines.values())
+
+
+def _doctor(chosen: argparse.Namespace) -> int:
+    from dataplane.tools.doctor import doctor
+
+    file = chosen.file or (DEFAULT_FILE if DEFAULT_FILE.exists() else None)
+    return doctor(file, as_json=chosen.json)
 
 
 def _demo(chosen: argparse.Namespace) -> int:

@@ -61,6 +61,9 @@ def show(answer: dict[str, Any], *, verbose: bool = False, whole: bool = True) -
             _show_targets(console, link)
     if not whole:
         return
+    _show_groups(console, answer.get("groups", []))
+    _show_rules(console, answer.get("rules", []))
+    _show_learning(console, answer)
     queue = answer["queue"]
     console.print(
         f"queue: {queue['packets']} decided, {queue['fallback']} settled by the kernel, "
@@ -74,6 +77,45 @@ def show(answer: dict[str, Any], *, verbose: bool = False, whole: bool = True) -
         if told and fault.startswith(told):
             continue
         console.print(Text(f"fault: {printable(fault)}", "bold red"), soft_wrap=True)
+
+
+def _show_groups(console: Console, groups: Sequence[dict[str, Any]]) -> None:
+    """Nothing for the default group alone, where it spreads by the hash."""
+    if not groups or (len(groups) == 1 and groups[0]["method"] == "pcc"):
+        return
+    table = _table(("group", "method", "links", "prefers"), ())
+    for group in groups:
+        preferred = dict.fromkeys(filter(None, group["preferred"].values()))
+        links = ", ".join(group["links"])
+        table.add_row(group["name"], group["method"], links, " / ".join(preferred))
+    console.print(table)
+
+
+def _show_rules(console: Console, rules: Sequence[dict[str, Any]]) -> None:
+    """Nothing where there is only what no rule takes."""
+    if len(rules) < 2:
+        return
+    table = _table(("rule", "line", "use"), ("packets",))
+    for rule in rules:
+        line = str(rule["line"] or "")
+        table.add_row(rule["name"], line, rule["use"], str(rule["packets"]))
+    console.print(table)
+
+
+def _show_learning(console: Console, answer: dict[str, Any]) -> None:
+    for one in answer.get("lists", []):
+        console.print(
+            f"list {one['name']}: {one['ranges']} ranges, {one['names']} names, "
+            f"{one['learned']} learned",
+            soft_wrap=True,
+        )
+    if recogniser := answer.get("recogniser"):
+        running = "" if recogniser["running"] else " (not running)"
+        console.print(
+            f"applications{running}: {recogniser['copies']} packets looked at, "
+            f"{recogniser['findings']} findings, {recogniser['lost']} copies lost",
+            soft_wrap=True,
+        )
 
 
 def _show_targets(console: Console, link: dict[str, Any]) -> None:
@@ -140,7 +182,10 @@ def _state(state: str) -> Text:
 def show_explanation(answer: dict[str, Any]) -> None:
     """The decision in one line, then how it came about."""
     console = _console()
-    decided = answer["link"] or "main"
+    names = [one["name"] for one in answer.get("candidates", ())]
+    decided = answer["link"] or " or ".join(names)
+    if not decided:
+        decided = "main" if answer.get("table", "main") == "main" else "reject"
     console.print(Text.assemble((decided, "bold"), f": {answer['reason']}"), soft_wrap=True)
     for number, step in enumerate(answer["steps"], 1):
         console.print(f"  {number}. {step}", soft_wrap=True)

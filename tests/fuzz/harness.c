@@ -101,7 +101,7 @@ static void fuzz_packet(const struct program *program)
 /* A batch does to each packet what happens to it alone, and counts the same. */
 static void fuzz_batch(const struct program *program)
 {
-    enum { MOST = 12 };
+    enum { MOST = BATCH_PLACE_AHEAD + 8 };
     uint8_t made[MOST * 128];
     uint32_t offsets[MOST + 1] = {0}, marks[MOST], alone[MOST], count = (uint32_t)any(MOST + 1);
     static struct tally together, apart;

@@ -73,7 +73,9 @@ def main(rounds: int, seed: int) -> int:
             packet(chance, spoiled(chance)), prefix, round_
         ):
             assert 1 <= len(applications) <= 2
-            assert host.isascii() and len(host) < 80 and host == host.lower()
+            assert host.isascii()
+            assert len(host) < 80
+            assert host == host.lower()
     return recogniser.counters()["copies"]
 
 

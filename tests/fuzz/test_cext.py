@@ -4,7 +4,6 @@ sanitizers. FUZZ_ROUNDS says for how long the hostile bytes come."""
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -14,36 +13,16 @@ from dataplane.config.marks import Marks
 from dataplane.config.model import Fields, Ports, Sticky
 from dataplane.decide.program import Draw, ProgramRule, Slots, compile_program, everywhere
 from tests.policies import table
+from tests.sanitized import built
 
 HERE = Path(__file__).parent
-CEXT = HERE.parents[1] / "cext"
 ROUNDS = int(os.environ.get("FUZZ_ROUNDS", "60000"))
 MARKS = Marks()
 
 
-def built(name: str, sanitizers: str, directory: Path) -> Path:
-    """The C program of that name; a skip where the compiler, or the machine, has no sanitizers."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler")
-    made = directory / name
-    flags = ["-O1", "-g", "-std=gnu11", "-Wall", "-Wextra", "-fno-sanitize-recover=all", "-pthread"]
-    command = [compiler, *flags, f"-fsanitize={sanitizers}", f"-I{CEXT}", "-o", str(made)]
-    probe = subprocess.run(
-        [*command, "-x", "c", "-"],
-        input="int main(void) { return 0; }",
-        capture_output=True,
-        text=True,
-    )
-    if probe.returncode or subprocess.run([made], capture_output=True).returncode:
-        pytest.skip(f"no program with -fsanitize={sanitizers} runs here")
-    subprocess.run([*command, str(HERE / f"{name}.c")], check=True)
-    return made
-
-
 @pytest.fixture(scope="module")
 def harness(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built("harness", "address,undefined", tmp_path_factory.mktemp("fuzz"))
+    return built(HERE / "harness.c", tmp_path_factory.mktemp("fuzz"))
 
 
 def blocks() -> dict[str, bytes]:
@@ -102,7 +81,7 @@ def test_hostile_bytes(harness: Path, tmp_path: Path, kind: str, seed: int) -> N
 
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
 def test_passed_is_said_at_a_boundary_and_not_before(sanitizers: str, tmp_path: Path) -> None:
-    program = built("boundary", sanitizers, tmp_path)
+    program = built(HERE / "boundary.c", tmp_path, sanitizers)
     names = []
     for decision in (1, 2):
         rule = ProgramRule("r", everywhere(decision))

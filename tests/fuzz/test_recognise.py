@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dataplane.daemon.recogniser import available
-from tests.fuzz.test_cext import built
+from tests.sanitized import built
 
 ROUNDS = int(os.environ.get("FUZZ_ROUNDS", "60000"))
 ROOT = Path(__file__).parents[2]
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def talks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built("talks", "address,undefined", tmp_path_factory.mktemp("fuzz"))
+    return built(Path(__file__).parent / "talks.c", tmp_path_factory.mktemp("fuzz"))
 
 
 @pytest.mark.parametrize("seed", [1, 2])

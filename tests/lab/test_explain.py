@@ -20,7 +20,7 @@ from tests.lab.machine import check_refusal, under
 
 KEYS = [
     "link", "group", "method", "rule", "fields", "hash", "slot", "mark", "table",
-    "source_address", "reason", "steps",
+    "source_address", "candidates", "reason", "steps",
 ]  # fmt: skip
 KEY = "00112233445566ff"
 PORT = 5001

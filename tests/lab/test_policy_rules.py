@@ -1,4 +1,4 @@
-"""[[rule]]: real packets that match a rule and that do not, and what a rule does without its links.
+"""[[rule]]: real packets that match a rule and that do not.
 
 client ─┐          ┌─ isp-a ─┐
         ├─ router ─┼─ isp-b ─┼─ server
@@ -9,122 +9,42 @@ What no rule takes leaves by isp-a, so the link tells which rule it was.
 
 from __future__ import annotations
 
-import signal
 import socket
-import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from ipaddress import ip_address
 
 import pytest
 
-from dataplane.daemon.calling import ask
-from dataplane.daemon.messages import Reload
-from dataplane.lab import (
-    Daemon,
-    Lab,
-    Namespace,
-    Topology,
-    UnavailableError,
-    faults,
-    lan,
-    link,
-    servers,
+from dataplane.lab import Daemon, Lab, Namespace, UnavailableError
+from dataplane.lab.topology import Address, Family
+from tests.lab.sent import (
+    DEFAULT,
+    EXPERIMENT,
+    HERE6,
+    NAMES,
+    SILENT_S,
+    THERE6,
+    TOPOLOGY,
+    Sent,
+    Take,
+    leaving,
+    rule,
+    serving,
+    taking,
 )
-from dataplane.lab.topology import MBIT, Address, Family
-from tests.lab.links import FAST, KEY, becomes, is_quiet
-from tests.lab.machine import held
-from tests.lab.talk import (
-    Talk,
-    counted,
-    eventually,
-    link_of,
-    rightful_sources,
-    status,
-    tracked,
-)
+from tests.lab.talk import Talk, eventually, link_of, status, tracked
 
 FAMILIES = pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
 PROTOCOLS = pytest.mark.parametrize("protocol", ["tcp", "udp"])
-NAMES = ("isp-a", "isp-b", "isp-c")
-DEFAULT = '[balance]\nlinks = ["isp-a"]\n'
-# RFC 3692 keeps this protocol for experiments.
-EXPERIMENT = 253
-SILENT_S = 0.3
 # IP_RECVERR of linux/in.h, IPV6_RECVERR of linux/in6.h.
 _TELL_ERRORS = {4: (socket.IPPROTO_IP, 11), 6: (socket.IPPROTO_IPV6, 25)}
-HERE, THERE = "10.10.1.0", "203.0.113.1"
-HERE6, THERE6 = "fd00:db8::100", "2001:db8:53::1"
-
-
-@dataclass(frozen=True)
-class Sent:
-    """The first packet of a connection."""
-
-    source: str | None = HERE
-    target: str = THERE
-    protocol: str = "udp"
-    port: int = 9
-    source_port: int = 0
-    dscp: int = 0
-    lan: str = "client"
-
-    def by(self, lab: Lab, patience_s: float = 5.0) -> str:
-        """The link by which it leaves, as the server sees it."""
-        far = socket_of(lab, "server", self)
-        near = socket_of(lab, self.lan, self)
-        with far, near:
-            if self.source is not None:
-                near.bind((self.source, self.source_port))
-            far.bind((self.target, self.port if self.protocol in ("tcp", "udp") else 0))
-            for one in (near, far):
-                one.settimeout(patience_s)
-            if self.protocol == "tcp":
-                far.listen()
-            near.connect((self.target, self.port))
-            if self.protocol == "tcp":
-                accepted, peer = far.accept()
-                accepted.close()
-            else:
-                near.send(payload(self.protocol))
-                _, peer = far.recvfrom(1500)
-        return link_of(lab, ip_address(peer[0]))
-
-
-def payload(protocol: str) -> bytes:
-    """An echo request, or anything."""
-    if protocol == "icmp":
-        return struct.pack("!BBHHH", 8, 0, 0xFFFF - 0x0800 - 7 - 1, 7, 1)
-    # The kernel fills in ICMPv6's checksum.
-    return struct.pack("!BBHHH", 128, 0, 0, 7, 1) if protocol == "icmpv6" else b"datagram"
-
-
-def socket_of(lab: Lab, role: str, sent: Sent) -> socket.socket:
-    six = ":" in sent.target
-    family = socket.AF_INET6 if six else socket.AF_INET
-    kinds = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
-    protocols = {"icmp": socket.IPPROTO_ICMP, "icmpv6": socket.IPPROTO_ICMPV6}
-    raw = protocols.get(sent.protocol, EXPERIMENT)
-    with lab[role].inside():
-        if sent.protocol in kinds:
-            made = socket.socket(family, kinds[sent.protocol])
-        else:
-            made = socket.socket(family, socket.SOCK_RAW, raw)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    level, option = (
-        (socket.IPPROTO_IPV6, socket.IPV6_TCLASS) if six else (socket.IPPROTO_IP, socket.IP_TOS)
-    )
-    made.setsockopt(level, option, sent.dscp << 2)
-    return made
 
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    links = tuple(link(name, n, n * 10 * MBIT, shaped=False) for n, name in enumerate(NAMES, 1))
     try:
-        with Lab(Topology(links, (lan(), lan("dmz", 1)), servers(8))) as built:
+        with Lab(TOPOLOGY) as built:
             yield built
     except UnavailableError as lacking:
         pytest.skip(str(lacking))
@@ -132,35 +52,14 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def daemon(lab: Lab) -> Iterator[Daemon]:
-    before = held(lab)
-    started = lab.run(lab.file(key=KEY, probe=FAST))
-    yield started
-    is_quiet(started)
-    assert started.stop(signal.SIGINT) == 0
-    assert held(lab) == before
-
-
-Take = Callable[[str], None]
+    with serving(lab) as daemon:
+        yield daemon
 
 
 @pytest.fixture
 def take(lab: Lab, daemon: Daemon) -> Iterator[Take]:
-    """Has the daemon take the topology's file with these lines added."""
-
-    def take(lines: str) -> None:
-        path = lab.file(key=KEY, probe=FAST)
-        path.write_text(f"{path.read_text()}\n{lines}")
-        ask(path.parent / "control.sock", Reload())
-        # What has no ports would go on with a connection of the test before.
-        lab.router.run("conntrack", "-F")
-
-    with rightful_sources(lab):
+    with taking(lab) as take:
         yield take
-    assert counted(lab, "wrong_source") == 0
-
-
-def rule(conditions: str, use: str = "isp-b") -> str:
-    return f'\n[[rule]]\n{conditions}\nuse = "{use}"\n'
 
 
 four, six = Sent(), Sent(HERE6, THERE6)
@@ -335,30 +234,6 @@ def test_main(lab: Lab, take: Take, family: Family, protocol: str) -> None:
     assert replace(sent, port=7).by(lab) in NAMES
 
 
-@contextmanager
-def leaving(lab: Lab, port: int) -> Iterator[Callable[[], int]]:
-    """Counts packets to that port that any provider receives."""
-    table = (
-        "table inet seen {{\ncounter seen {{}}\nchain in {{\ntype filter hook prerouting priority -300\n"
-        'iifname "link" th dport {port} counter name seen\n}}\n}}\n'
-    )
-    for name in NAMES:
-        lab[name].run("nft", "-f", "-", stdin=table.format(port=port))
-    try:
-        yield lambda: sum(
-            int(
-                lab[name]
-                .run("nft", "list", "counter", "inet", "seen", "seen")
-                .stdout.split("packets")[1]
-                .split()[0]
-            )
-            for name in NAMES
-        )
-    finally:
-        for name in NAMES:
-            lab[name].run("nft", "delete", "table", "inet", "seen")
-
-
 @FAMILIES
 @PROTOCOLS
 def test_reject(lab: Lab, take: Take, family: Family, protocol: str) -> None:
@@ -405,138 +280,6 @@ def is_refused(
     return told.value
 
 
-# By the destination port: a rule for isp-b, and what it does without it.
-PORTS = {"default": 1001, "next": 1002, "reject": 1003, "group": 1004, "dead group": 1005,
-         "a group": 1006, "words": 1007}  # fmt: skip
-WITHOUT = f"""{DEFAULT}
-[group.spare]
-links = ["isp-c"]
-[group.same]
-links = ["isp-b"]
-method = "random"
-[group.two]
-links = ["isp-b", "isp-c"]
-method = "failover"
-[[rule]]
-destination_port = 1001
-use = "isp-b"
-[[rule]]
-destination_port = 1002
-use = "isp-b"
-else = "next"
-[[rule]]
-destination_port = 1003
-use = "isp-b"
-else = "reject"
-[[rule]]
-destination_port = 1004
-use = "same"
-else = "spare"
-[[rule]]
-destination_port = 1005
-use = "isp-b"
-else = "same"
-[[rule]]
-destination_port = 1006
-use = "two"
-else = "reject"
-[[rule]]
-destination_port = 1007
-use = "isp-b"
-else = "default"
-[[rule]]
-destination_port = 1002
-use = "spare"
-"""
-ALL_WELL = dict.fromkeys(PORTS, "isp-b")
-WITHOUT_B = {"default": "isp-a", "next": "isp-c", "reject": "none", "group": "isp-c",
-             "dead group": "isp-a", "a group": "isp-c", "words": "isp-a"}  # fmt: skip
-WITHOUT_B_AND_C = {"default": "isp-a", "next": "isp-a", "reject": "none", "group": "isp-a",
-                   "dead group": "isp-a", "a group": "none", "words": "isp-a"}  # fmt: skip
-WITHOUT_A_AND_B = {**WITHOUT_B, "default": "none", "dead group": "none", "words": "none"}
-
-
-def outcomes(lab: Lab, family: Family) -> dict[str, str]:
-    """By what a rule's `else` is, the link that a new connection takes; "none" if it is refused."""
-    target = str(lab.topology.serving(family)[0])
-    source = str(lab.topology.lans[0].clients(family)[0])
-    found = {}
-    for name, port in PORTS.items():
-        try:
-            found[name] = Sent(source, target, "tcp", port).by(lab, SILENT_S)
-        except OSError:
-            found[name] = "none"
-    return found
-
-
-def test_else_while_links_die_and_return(lab: Lab, daemon: Daemon, take: Take) -> None:
-    take(WITHOUT)
-    assert [outcomes(lab, family) for family in (4, 6)] == [ALL_WELL] * 2
-    with faults.no_carrier(lab, "isp-b"):
-        becomes(daemon, "isp-b")
-        assert [outcomes(lab, family) for family in (4, 6)] == [WITHOUT_B] * 2
-        with faults.no_carrier(lab, "isp-c"):
-            becomes(daemon, "isp-c")
-            assert [outcomes(lab, family) for family in (4, 6)] == [WITHOUT_B_AND_C] * 2
-        becomes(daemon, "isp-c", 4, 6)
-        with faults.no_carrier(lab, "isp-a"):
-            becomes(daemon, "isp-a")
-            assert [outcomes(lab, family) for family in (4, 6)] == [WITHOUT_A_AND_B] * 2
-        becomes(daemon, "isp-a", 4, 6)
-    becomes(daemon, "isp-b", 4, 6)
-    assert [outcomes(lab, family) for family in (4, 6)] == [ALL_WELL] * 2
-
-
-@contextmanager
-def without_family(lab: Lab, name: str, family: Family) -> Iterator[None]:
-    """The provider forwards nothing of that family."""
-    table = f"{'ip' if family == 4 else 'ip6'} halved"
-    lab[name].run(
-        "nft",
-        "-f",
-        "-",
-        stdin=f"table {table} {{\nchain out {{\ntype filter hook forward priority 0\ndrop\n}}\n}}\n",
-    )
-    try:
-        yield
-    finally:
-        lab[name].run("nft", "delete", "table", *table.split())
-
-
-@FAMILIES
-def test_else_of_the_family_that_is_dead(
-    lab: Lab, daemon: Daemon, take: Take, family: Family
-) -> None:
-    other: Family = 6 if family == 4 else 4
-    take(WITHOUT)
-    with without_family(lab, "isp-b", family):
-        becomes(daemon, "isp-b", other)
-        assert outcomes(lab, family) == WITHOUT_B
-        assert outcomes(lab, other) == ALL_WELL
-    becomes(daemon, "isp-b", 4, 6)
-    assert outcomes(lab, family) == ALL_WELL
-
-
-def test_where_nothing_lives_a_rule_keeps_its_links(lab: Lab, daemon: Daemon, take: Take) -> None:
-    """All providers are silent, so what a rule leads to is as good as any other."""
-    take(WITHOUT)
-    ports = {"default": 1001, "dead group": 1005, "words": 1007}
-    with ExitStack() as broken:
-        for name in NAMES:
-            broken.enter_context(faults.dropping(lab, name))
-        for name in NAMES:
-            becomes(daemon, name)
-        for port in ports.values():
-            with lab.client.inside():
-                sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-            with sender, leaving(lab, port) as seen:
-                sender.sendto(b"datagram", (THERE, port))
-                eventually(lambda seen=seen: seen() == 1)  # type: ignore[misc]
-            assert tracked(lab, f"dport={port}", f"mark={2 << 24}")
-    for name in NAMES:
-        becomes(daemon, name, 4, 6)
-
-
 @FAMILIES
 @PROTOCOLS
 def test_the_routers_own(lab: Lab, take: Take, family: Family, protocol: str) -> None:
@@ -557,7 +300,7 @@ def test_the_routers_own(lab: Lab, take: Take, family: Family, protocol: str) ->
 def test_what_comes_from_outside_knows_no_rules(
     lab: Lab, take: Take, family: Family, protocol: str, use: str
 ) -> None:
-    """Neither for the router nor for a host behind a port forward; refused is what begins inside."""
+    """Neither for the router nor for a host behind a port forward."""
     take(DEFAULT + rule('protocol = ["tcp", "udp"]', use))
     asker = lab.topology.serving(family)[0]
     host = lab.topology.lans[1].clients(family)[0]
@@ -617,3 +360,55 @@ def test_rules_are_counted(lab: Lab, daemon: Daemon, take: Take) -> None:
     for _ in range(3):
         Sent(port=7).by(lab)
     assert status(daemon)["rules"] != before
+
+
+@pytest.mark.parametrize("queue", ['engine = "callback"', 'mode = "every"', "workers = 2"])
+def test_other_queues(lab: Lab, take: Take, queue: str) -> None:
+    """The interface, DSCP and ports are known to them, too."""
+    voice = 'in = "lan1"\nprotocol = "udp"\ndestination_port = "7-9"\ndscp = [46, 47]'
+    take(f"[queue]\nnumber = 99\n{queue}\n{DEFAULT}" + rule(voice))
+    for target in ("203.0.113.1", "203.0.113.2", "203.0.113.3"):
+        sent = Sent("10.11.1.0", target, port=8, dscp=46, lan="dmz")
+        assert sent.by(lab) == "isp-b"
+        others = (
+            replace(sent, lan="client", source="10.10.1.0"),
+            replace(sent, dscp=1),
+            replace(sent, port=6),
+            replace(sent, protocol="tcp"),
+        )
+        assert {other.by(lab) for other in others} == {"isp-a"}
+
+
+def test_an_interface_that_is_made_anew(lab: Lab, daemon: Daemon, take: Take) -> None:
+    """It has another number in the kernel; here it becomes a bridge, and then what it was."""
+    take(DEFAULT + rule('in = "lan1"'))
+    sent = Sent("10.11.1.0", lan="dmz")
+    assert sent.by(lab) == "isp-b"
+    bridged = """
+        ip link set lan1 down
+        ip link set lan1 name port1
+        ip link add lan1 type bridge
+        ip link set port1 master lan1
+        ip link set port1 up
+        ip address add 10.11.0.1/16 dev lan1
+        ip link set lan1 up
+    """
+    plain = """
+        ip link delete lan1
+        ip link set port1 down
+        ip link set port1 name lan1
+        ip address replace 10.11.0.1/16 dev lan1
+        ip address replace fd00:db8:1::1/64 dev lan1 nodad
+        ip link set lan1 up
+    """
+    for script in (bridged, plain):
+        lab.router.run("bash", "-e", "-c", script)
+        eventually(lambda: by_or_none(lab, sent) == "isp-b")
+        assert Sent().by(lab) == "isp-a"
+
+
+def by_or_none(lab: Lab, sent: Sent) -> str:
+    try:
+        return sent.by(lab, SILENT_S)
+    except TimeoutError:
+        return "none"

@@ -6,6 +6,7 @@
  *   2  recall: table, hash, now, time to live                  says the decision
  *   3  next: number, identity, draws, links, their weights     says the links drawn, from 1
  *   4  random: draws, links, their weights                     the same
+ *   5  scaled: number, below                                   says number * below / 2^64
  */
 #include <inttypes.h>
 
@@ -45,6 +46,12 @@ int main(void)
     if (!memory)
         return refused("");
     while (fread(&what, sizeof what, 1, stdin) == 1) {
+        if (what == 5) {
+            uint64_t number = given();
+
+            printf("%" PRIu64 "\n", draw_scaled(number, given()));
+            continue;
+        }
         if (what > 2) {
             draw_some(memory, what == 3);
             continue;

@@ -175,7 +175,7 @@ def test_explain_by_a_file(capsys: pytest.CaptureFixture[str], good: str) -> Non
         (("10.0.0.1", "1.1.1.1", "--dport", "-1"), None, "port from 0 to 65535"),
         (("10.0.0.1", "1.1.1.1", "--stdin"), "", "not both"),
         (("--stdin",), "10.0.0.1 1.1.1.1\n\n\n10.0.0.1\n", "line 4: expected SRC DST"),
-        (("--stdin",), "10.0.0.1 1.1.1.1 tcp 1 2 lan0 x\n", "line 1: expected SRC DST"),
+        (("--stdin",), "10.0.0.1 1.1.1.1 tcp 1 2 lan0 0 x\n", "line 1: expected SRC DST"),
     ],
 )
 def test_what_cannot_be_explained(

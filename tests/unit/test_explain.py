@@ -13,12 +13,11 @@ from hypothesis import strategies as st
 from dataplane.config.load import read
 from dataplane.config.model import Config
 from dataplane.decide.balance import all_alive, without
-from dataplane.decide.compiled import program_of
-from dataplane.decide.explain import Flow, Situation, explain, parse_flow, protocol_number
+from dataplane.decide.explain import Situation, explain
 from dataplane.decide.facts import Destination, Facts
+from dataplane.decide.flow import Flow, parse_flow, protocol_number
 from dataplane.decide.liveness import LinkState
 from dataplane.decide.wish import Before, make_wish
-from dataplane.hotpath import Classifier
 
 BALANCED = Destination("", "")
 FILE = """
@@ -39,7 +38,7 @@ def situation(text: str = FILE, dead: tuple[str, ...] = (), key: int = 1) -> Sit
     states = without(all_alive(config), dead)
     nothing = Facts((), native_queue=False)
     wish = make_wish(config, nothing, key, Before(), states=states)
-    return Situation(config, wish.ids, states, nothing, Classifier(program_of(wish)))
+    return Situation.of(wish)
 
 
 def answer(
@@ -52,7 +51,7 @@ def test_keys_are_those_of_the_contract() -> None:
     for found in (answer("10.0.0.1 203.0.113.1"), answer("10.0.0.1 224.0.0.1")):
         assert list(found) == [
             "link", "group", "method", "rule", "fields", "hash", "slot", "mark", "table",
-            "source_address", "reason", "steps",
+            "source_address", "candidates", "reason", "steps",
         ]  # fmt: skip
 
 
@@ -166,9 +165,10 @@ def test_own_sources_and_resolvers() -> None:
         text = f'own_traffic = "{traffic}"\n' + FILE
         text += f'resolvers = ["203.0.113.53"]\nnat = "{nat}"\n'
         where = situation(text)
-        way = replace(where.states["a"].way(4), addresses=(ip_address("192.0.2.2"),))
-        states = {**where.states, "a": LinkState("a", (way, way))}
-        found = answer("192.0.2.2 203.0.113.53 udp 1 53", where=replace(where, states=states))
+        way = replace(where.wish.states["a"].way(4), addresses=(ip_address("192.0.2.2"),))
+        states = {**where.wish.states, "a": LinkState("a", (way, way))}
+        where = replace(where, wish=replace(where.wish, states=states))
+        found = answer("192.0.2.2 203.0.113.53 udp 1 53", where=where)
         assert found["link"] == link, (traffic, nat)
 
 
@@ -198,6 +198,8 @@ def test_flows_in_words() -> None:
     assert parse_flow(["10.0.0.1", "1.1.1.1"]) == Flow(source, destination)
     whole = parse_flow(["10.0.0.1", "1.1.1.1", "UDP", "5", "0", "br-lan"])
     assert whole == Flow(source, destination, 17, 5, 0, "br-lan")
+    marked = parse_flow(["10.0.0.1", "1.1.1.1", "tcp", "5", "0", "-", "ef"])
+    assert marked == Flow(source, destination, 6, 5, dscp=46)
     assert parse_flow(["::1", "::2", "0"]).protocol == 0
     assert isinstance(source, IPv4Address)
     assert isinstance(parse_flow(["::1", "::2"]).source, IPv6Address)
@@ -208,7 +210,8 @@ def test_flows_in_words() -> None:
     [
         ([], "expected SRC DST"),
         (["10.0.0.1"], "expected SRC DST"),
-        (["10.0.0.1", "1.1.1.1", "tcp", "1", "2", "lan0", "x"], "expected SRC DST"),
+        (["10.0.0.1", "1.1.1.1", "tcp", "1", "2", "lan0", "0", "x"], "expected SRC DST"),
+        (["10.0.0.1", "1.1.1.1", "tcp", "1", "2", "lan0", "64"], "a DSCP from 0 to 63"),
         (["10.0.0.1", "1.1.1"], "1.1.1"),
         (["010.0.0.1", "1.1.1.1"], "010.0.0.1"),
         (["10.0.0.1/32", "1.1.1.1"], "10.0.0.1/32"),

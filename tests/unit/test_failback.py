@@ -16,9 +16,10 @@ from dataplane.config.marks import Marks
 from dataplane.config.model import Failback as Mode
 from dataplane.daemon import failback as daemon
 from dataplane.daemon.connections import home_by
-from dataplane.decide.explain import Flow, Situation, explain
+from dataplane.decide.explain import Situation, explain
 from dataplane.decide.facts import Destination, Facts, Family
 from dataplane.decide.failback import STAYS, Connection, Homeward, Policy, home_of
+from dataplane.decide.flow import Flow
 from dataplane.decide.wish import Before, Wish, make_wish
 from dataplane.errors import KernelError
 from dataplane.system import conntrack

@@ -5,6 +5,7 @@ The teachers are false ones here: the test says what they find.
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -443,6 +444,24 @@ def test_a_group_that_is_refused_is_tried_again(copies: type[FalseCopies]) -> No
         assert answers.faults() == []
         assert answers.report()["lost"] == 5
         answers.close()
+        answers.close()
+
+    clocked(work)
+
+
+def test_no_socket_left_is_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the process has no descriptor left, copies are asked for again later."""
+
+    def refuse(*_: object) -> socket.socket:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def work() -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(socket, "socket", refuse)
+            answers = PassingAnswers(7478, lambda _: (), lambda _: None)
+        assert answers.faults() == [
+            "DNS answers are not learned: log group 7478: Too many open files"
+        ]
         answers.close()
 
     clocked(work)

@@ -157,6 +157,32 @@ def test_a_script_of_routeros() -> None:
     assert spans(SCRIPT.replace("\n", "\r\n").encode()) == wanted
 
 
+def test_what_is_added_may_be_behind_a_line_that_goes_on() -> None:
+    assert spans(b":do { \\\nadd list=x address=192.0.2.0/24 } on-error={}\n") == [
+        "192.0.2.0-192.0.2.255"
+    ]
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [*SCRIPT.splitlines(), "\\", ":do { \\", "x" * 5000, "#" * 5000, "192.0.2.0/33"]
+        )
+    ),
+    st.sampled_from([1, 64, 1000]),
+)
+def test_portions_make_no_difference(lines: list[str], size: int) -> None:
+    data = "\n".join(["/ip firewall address-list", *lines]).encode()
+    whole = list_files.parse(data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(list_files, "_PORTION_BYTES", size)
+        patch.setattr(list_files, "_MOST_PORTION_BYTES", size + list_files.MOST_LINE_BYTES + 1)
+        parted = list_files.parse(data)
+    # One portion of simple lines is taken at once, and the order of ranges says nothing.
+    assert sorted(_spans(parted)) == sorted(_spans(whole))
+    assert (parted.names, parted.faults, parted.more) == (whole.names, whole.faults, whole.more)
+
+
 def test_a_script_may_begin_with_what_it_adds() -> None:
     assert spans(b"add list=x address=192.0.2.0/24\n") == ["192.0.2.0-192.0.2.255"]
     assert spans(b"\n# x\n\n /ip firewall address-list\n") == []
@@ -179,6 +205,9 @@ COMMAND = "expected a command of RouterOS such as add list=nice address=192.0.2.
         ("add address=192.0.2.0/24 comment=x",
          "expected list= in what is added to an address list, got "
          '"add address=192.0.2.0/24 comment=x"'),
+        ('add list=nice comment="a address=192.0.2.0/24',
+         "expected address= in what is added to an address list, got "
+         '"add list=nice comment=\\"a address=192.0.2.0/24"'),
         ("nonsense here", f'{COMMAND}"nonsense here"'),
         ("ad list=nice address=192.0.2.0/24", f'{COMMAND}"ad list=nice address=192.0.2.0/24"'),
         ("add list=nice \\\naddress=x", f'{ENTRY}"x"'),

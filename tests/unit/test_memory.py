@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.sanitized import answers, built
 
-KEEP, RECALL, NEXT, RANDOM = range(1, 5)
+KEEP, RECALL, NEXT, RANDOM, SCALED = range(1, 6)
 RECENT, STICKY = range(2)
 WAYS = 8
 SETS = {RECENT: 4096 // WAYS, STICKY: 65536 // WAYS}
@@ -186,3 +186,11 @@ def test_random_draws_by_weight(memory: Path) -> None:
 def test_random_draws_the_heaviest_and_the_last(memory: Path) -> None:
     numbers = [RANDOM, 50, 2, 1, (1 << 62) - 2, RANDOM, 50, 3, 0, 0, 1]
     assert drawn(memory, numbers) == [[2] * 50, [3] * 50]
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(1, 2**62)), min_size=1))
+def test_numbers_are_scaled_exactly(memory: Path, asked: list[tuple[int, int]]) -> None:
+    numbers = [word for number, below in asked for word in (SCALED, number, below)]
+    expected = [number * below >> 64 for number, below in asked]
+    assert [int(line) for line in answers(memory, [1, *numbers])] == expected

@@ -278,3 +278,19 @@ def test_files_are_as_they_are_when_they_are_taken(file: Path) -> None:
         assert told == []
 
     watching(file, work)
+
+
+def test_a_file_that_is_written_while_it_is_read(file: Path) -> None:
+    """Reading takes a while: what is written meanwhile is read as well, a moment later."""
+
+    async def work(made: FileWatch, told: list[int]) -> None:
+        read = made.looks()
+        file.write_text("198.51.100.0/24\n192.0.2.0/24\n")
+        made.take([file], read)
+        await until_ms(20_000)
+        assert len(told) == 1
+        made.take([file], made.looks())
+        await until_ms(40_000)
+        assert len(told) == 1
+
+    watching(file, work)

@@ -86,6 +86,27 @@ def test_what_a_rule_does_when_its_links_are_dead(
     assert leads(wish_of(config, "a", "b", "c")) == all_dead
 
 
+def test_a_dead_link_keeps_no_connection_for_a_rule_that_leads_elsewhere() -> None:
+    """The group still has a link that would serve, but nobody is sent there any more."""
+    alone = (Group("alone", ("a",), Method.FAILOVER),)
+    config = config_of(Rule(1, "alone"), Rule(2, "a", "next"), groups=alone)
+    dead = wish_of(config, "a")
+    assert leads(dead) == ["default*", "next*"]
+    assert not dead.in_use("a", 4)
+    assert not dead.keeps("a", 4)
+    assert dead.in_use("b", 4)
+    assert wish_of(config).without(["a"]).used == dead.used
+
+
+def test_what_a_rule_falls_back_on_keeps_its_connections() -> None:
+    """Link c is in no group, and used by its rule alone: also while it, and all else, is dead."""
+    config = config_of(Rule(1, "c"), balance=Group("default", ("a", "b")))
+    all_dead = wish_of(config, "a", "b", "c")
+    assert leads(all_dead) == ["c"]
+    assert all_dead.keeps("c", 4)
+    assert not wish_of(config, "c").keeps("c", 4)
+
+
 def test_families_fare_by_themselves() -> None:
     """IPv6 has no link a: there the rule is passed over, and the program holds two of it."""
     config = config_of(Rule(1, "a", "next"))

@@ -1,0 +1,79 @@
+"""Settings of the kernel that are not there until our own table brings their module along.
+
+What the kernel holds is a dictionary here, and a step that loads the table fills it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from dataplane.config.load import read
+from dataplane.config.model import Rule
+from dataplane.daemon import router as module
+from dataplane.daemon.apply import Observed
+from dataplane.daemon.router import Router
+from dataplane.daemon.steps import LoadTable, SetSysctl, Step
+from dataplane.decide.wish import Before, Wish, make_wish
+from tests.golden.cases import KEY, MACHINE, two
+
+COUNTING = "net/netfilter/nf_conntrack_acct"
+# It has everything else.
+HELD = {"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1"}
+
+
+def wish_in(directory: Path) -> Wish:
+    """Of a file that has applications learned."""
+    file = replace(read(two(), "evenlink.toml"), state_dir=directory)
+    rule = Rule(1, "isp-a", applications=("bittorrent",))
+    return make_wish(replace(file, rules=(rule,)), MACHINE, KEY, Before())
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    settings = dict(HELD)
+
+    def perform(steps: Iterable[Step], _: object) -> None:
+        for step in steps:
+            if isinstance(step.change, LoadTable):
+                settings.setdefault(COUNTING, "0")
+            if isinstance(step.change, SetSysctl):
+                settings[step.change.key] = step.change.value
+
+    def observe(_: object, keys: Iterable[str]) -> Observed:
+        seen = {key: settings.get(key) for key in keys}
+        return Observed(frozenset(), frozenset(), frozenset(), None, seen)
+
+    monkeypatch.setattr(module, "perform", perform)
+    monkeypatch.setattr(module, "observe", observe)
+    monkeypatch.setattr("dataplane.system.nft.read", lambda: None)
+    monkeypatch.setattr("dataplane.system.sysctl.read", settings.get)
+    return settings
+
+
+def router_of(wish: Wish) -> Router:
+    router = Router(wish.config, lambda _: None)
+    router._machine_if_started = SimpleNamespace(netlink=None)  # type: ignore[assignment]
+    return router
+
+
+def test_what_comes_with_the_table_is_set_at_once(tmp_path: Path, kernel: dict[str, str]) -> None:
+    wish = wish_in(tmp_path)
+    router = router_of(wish)
+    plan = wish.plan()
+    router._apply(plan, router._observe(plan))
+    assert kernel[COUNTING] == "1"
+    assert router._state.sysctls[COUNTING] == "0", "so `down` puts it back"
+
+
+def test_what_is_mended_is_put_back_as_well(tmp_path: Path, kernel: dict[str, str]) -> None:
+    wish = wish_in(tmp_path)
+    router = router_of(wish)
+    kernel[COUNTING] = "0"
+    router._mend(wish)
+    assert kernel[COUNTING] == "1"
+    assert router._directory.load().sysctls[COUNTING] == "0"
