@@ -122,7 +122,7 @@ cdef class Learned:
         cdef const uint8_t[::1] aligned
         cdef const learned_entry *first
         cdef uint64_t count, seed = int.from_bytes(os.urandom(8), "little")
-        cdef uint32_t set_count = len(sets) + 1
+        cdef uint32_t set_count
         if entries.shape[0] % sizeof(learned_entry):
             raise ValueError(f"{entries.shape[0]} bytes are no entries of {sizeof(learned_entry)}")
         # Set 0 is the empty one; behind the last there is one start more.
@@ -131,6 +131,7 @@ cdef class Learned:
         for members in sets:
             self._members.extend(members)
             self._starts.append(len(self._members))
+        set_count = len(self._starts) - 1
         numbers = self._starts
         self.members.starts = &numbers[0]
         self.members.set_count = set_count

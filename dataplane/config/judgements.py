@@ -137,7 +137,9 @@ def _overlaps(config: Config) -> Iterator[str]:
     if found > MOST_OVERLAPS:
         yield f"and {found - MOST_OVERLAPS} more pairs of rules whose lists overlap"
     if left_out:
-        yield f"{left_out} pairs of rules with long lists were not compared"
+        pairs = "1 pair" if left_out == 1 else f"{left_out} pairs"
+        was = "was" if left_out == 1 else "were"
+        yield f"{pairs} of rules with long lists {was} not compared"
 
 
 def _asks_only(rule: Rule, direction: str) -> bool:

@@ -5,18 +5,21 @@ answers that pass it, and applications that are recognised. Lives on the event l
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from dataplane.config.model import AddressList, Config
 from dataplane.daemon.names import Names
 from dataplane.daemon.passing import PassingAnswers
-from dataplane.daemon.recogniser import Recogniser
+from dataplane.daemon.recogniser import Recogniser, available
 from dataplane.decide.copies import answers_group, packets_group
 from dataplane.decide.dns import Answer
 from dataplane.decide.learned import Address, Known, Learned
 from dataplane.decide.lessons import Finding, Lesson, of_answer, of_finding, of_name
 from dataplane.decide.wanted import Wanted, learns_answers, learns_packets
+
+log = logging.getLogger("evenlink")
 
 # A new program is made for each change that is handed over.
 HAND_OVER_S = 0.2
@@ -125,6 +128,8 @@ class Learning:
         if learns_packets(self._config) and not self._recogniser:
             self._recogniser, self._recogniser_group = Recogniser(group, self._found), group
             self._recogniser.start()
+            if not available():
+                log.warning("%s", _unrecognised(self._config))
 
     async def _recognise_nothing(self) -> None:
         recogniser, self._recogniser = self._recogniser, None
@@ -187,6 +192,15 @@ def _unresolved(wanted: Wanted, troubles: Mapping[str, str]) -> list[str]:
         if len(words) > _MOST_TOLD:
             faults.append(f"list {of}: {len(words) - _MOST_TOLD} more names do not resolve")
     return faults
+
+
+def _unrecognised(config: Config) -> str:
+    """What follows from a build without the recogniser's library."""
+    names = ", ".join(rule.name for rule in config.rules if rule.applications or rule.hosts)
+    return (
+        f"nDPI is not built in: what {names} ask for is never recognised; "
+        "install libndpi-dev and build again"
+    )
 
 
 def _unknown(config: Config, known: frozenset[str]) -> list[str]:

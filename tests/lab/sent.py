@@ -22,7 +22,7 @@ NAMES = ("isp-a", "isp-b", "isp-c")
 DEFAULT = '[balance]\nlinks = ["isp-a"]\n'
 # RFC 3692 keeps this protocol for experiments.
 EXPERIMENT = 253
-SILENT_S = 0.3
+SILENT_S = 0.15
 HERE, THERE = "10.10.1.0", "203.0.113.1"
 HERE6, THERE6 = "fd00:db8::100", "2001:db8:53::1"
 

@@ -217,7 +217,7 @@ def test_one_bad_line_of_a_list_changes_nothing(lab: Lab, daemon: Daemon) -> Non
 
 
 def test_a_watched_file_is_followed(lab: Lab, daemon: Daemon) -> None:
-    """Written anew, or put into its place; a bad one, or none, leaves what was read before."""
+    """Written anew, or put into its place; a bad one leaves what was read before."""
     office, other = lab.directory / "watched.txt", lab.directory / "other.txt"
     office.write_text("203.0.113.2\n")
     take(
@@ -232,14 +232,9 @@ def test_a_watched_file_is_followed(lab: Lab, daemon: Daemon) -> None:
         eventually(lambda: "lists are read again" in daemon.log)
         assert [by(lab, 3), by(lab, 2), by(lab, 3, 6)] == ["isp-b", "isp-a", "isp-b"]
         assert go_on() == used
-        refused = "the old ones stay in force"
-        for number, bad in enumerate(("203.0.113.2\n203.0.113.\n", None), 1):
-            if bad is None:
-                office.unlink()
-            else:
-                office.write_text(bad)
-            eventually(lambda number=number: daemon.log.count(refused) == number)  # type: ignore[misc]
-            assert [by(lab, number) for number in (1, 2, 3)] == ["isp-a", "isp-a", "isp-b"]
+        office.write_text("203.0.113.2\n203.0.113.\n")
+        eventually(lambda: "the old ones stay in force" in daemon.log)
+        assert [by(lab, number) for number in (1, 2, 3)] == ["isp-a", "isp-a", "isp-b"]
         assert f"{office}:2: " in daemon.log
         other.write_text("203.0.113.2\n")
         other.rename(office)

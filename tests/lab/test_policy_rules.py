@@ -13,17 +13,21 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from ipaddress import ip_address
 
 import pytest
 
-from dataplane.lab import Daemon, Lab, Namespace, UnavailableError
+from dataplane.lab import Daemon, Lab, Namespace, UnavailableError, faults
 from dataplane.lab.topology import Address, Family
+from tests.lab.links import becomes
 from tests.lab.sent import (
     DEFAULT,
     EXPERIMENT,
+    HERE,
     HERE6,
     NAMES,
     SILENT_S,
+    THERE,
     THERE6,
     TOPOLOGY,
     Sent,
@@ -33,7 +37,7 @@ from tests.lab.sent import (
     serving,
     taking,
 )
-from tests.lab.talk import Talk, eventually, link_of, status, tracked
+from tests.lab.talk import Talk, call, eventually, link_of, status, tracked
 
 FAMILIES = pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
 PROTOCOLS = pytest.mark.parametrize("protocol", ["tcp", "udp"])
@@ -247,7 +251,7 @@ def test_reject(lab: Lab, take: Take, family: Family, protocol: str) -> None:
     with leaving(lab, 7) as seen:
         told = is_refused(lab.client, source, target, protocol)
         assert not isinstance(told, TimeoutError)
-        is_refused(lab.router, None, target, protocol, SILENT_S)
+        is_refused(lab.router, None, target, protocol, patience_s=SILENT_S)
         assert seen() == 0
         assert not tracked(lab, "dport=7")
         assert Sent(str(source), str(target), protocol, 8).by(lab) == "isp-a"
@@ -258,6 +262,7 @@ def is_refused(
     source: Address | None,
     target: Address,
     protocol: str,
+    port: int = 7,
     patience_s: float = 5.0,
 ) -> OSError:
     """Gives the error."""
@@ -274,7 +279,7 @@ def is_refused(
         if source is not None:
             asking.bind((str(source), 0))
         with pytest.raises(OSError) as told:  # noqa: PT011, PT012 - which one, the kernel decides
-            asking.connect((str(target), 7))
+            asking.connect((str(target), port))
             asking.send(b"datagram")
             asking.recv(64)
     return told.value
@@ -352,14 +357,36 @@ def test_connected_networks_know_no_rules(
 
 
 def test_rules_are_counted(lab: Lab, daemon: Daemon, take: Take) -> None:
-    """One for each connection of a rule, not for each of its packets."""
-    if "rules" not in status(daemon):
-        pytest.skip("status does not tell of rules")
-    take(DEFAULT + rule("destination_port = 7") + rule("destination_port = 8", "reject"))
-    before = status(daemon)["rules"]
-    for _ in range(3):
-        Sent(port=7).by(lab)
-    assert status(daemon)["rules"] != before
+    """One for each connection of a rule, not for each of its packets; anew for other rules."""
+    three = rule("destination_port = 7") + rule("destination_port = 8", "reject")
+    three += rule('destination = ["203.0.113.7", "2001:db8:53::7"]\nprotocol = "udp"')
+    for _ in range(2):
+        take(DEFAULT + three)
+        rest = counts(daemon)["default"]
+        for _ in range(3):
+            Sent(port=7).by(lab)
+        with call(lab, lab.topology.servers[6]) as talk:
+            for _ in range(5):
+                talk.goes_on()
+        Sent(HERE6, "2001:db8:53::7").by(lab)
+        is_refused(lab.client, ip_address(HERE), ip_address(THERE), "tcp", 8)
+        Sent(port=9).by(lab)
+        found = counts(daemon)
+        assert found.pop("default") == rest + 1
+        assert found == {"rule 1": 3, "rule 2": 1, "rule 3": 2}
+        take(DEFAULT + rule("dscp = 5"))
+        assert counts(daemon)["rule 1"] == 0
+        with faults.no_carrier(lab, "isp-b"):
+            becomes(daemon, "isp-b")
+            assert Sent(dscp=5).by(lab) == "isp-a"
+        becomes(daemon, "isp-b", 4, 6)
+        for _ in range(2):
+            assert Sent(dscp=5).by(lab) == "isp-b"
+        assert counts(daemon)["rule 1"] == 3, "the same rule, whatever it leads to"
+
+
+def counts(daemon: Daemon) -> dict[str, int]:
+    return {one["name"]: one["packets"] for one in status(daemon)["rules"]}
 
 
 @pytest.mark.parametrize("queue", ['engine = "callback"', 'mode = "every"', "workers = 2"])

@@ -56,7 +56,7 @@ def answer(where: Situation, words: str) -> dict[str, Any]:
 
 
 def rule_steps(found: dict[str, Any]) -> list[str]:
-    return [step for step in found["steps"] if step.startswith("rule ") and "match" in step]
+    return [step for step in found["steps"] if step.startswith("rule ") and " (line " in step]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,11 @@ def rule_steps(found: dict[str, Any]) -> list[str]:
         ('in = "lan1"', "10.0.0.1 9.9.9.9 tcp 1 2 lan1", "matches: in lan1: yes"),
         ('in = "lan1"', "10.0.0.1 9.9.9.9 tcp 1 2 lan0", "it comes in by lan0, not by lan1"),
         ('in = "lan1"', "10.0.0.1 9.9.9.9", "which of lan0 and lan1 it comes in by is not said"),
-        ('source = "10.0.0.0/8"', "10.0.0.1 9.9.9.9", "matches: source 10.0.0.1 in 10.0.0.0/8: yes"),
+        (
+            'source = "10.0.0.0/8"',
+            "10.0.0.1 9.9.9.9",
+            "matches: source 10.0.0.1 in 10.0.0.0/8: yes",
+        ),
         ('source = "10.0.0.7"', "10.0.0.1 9.9.9.9", "source 10.0.0.1 is not in 10.0.0.7"),
         (
             'destination = ["@domestic", "192.0.2.1-192.0.2.9"]',
@@ -117,16 +121,104 @@ def test_only_the_rules_up_to_the_deciding_one() -> None:
     assert (found["rule"], found["link"], found["group"]) == ("rule 2", "a", None)
 
 
-def test_what_was_learned_is_named() -> None:
-    server = ip_address("198.51.100.7")
+SERVER = ip_address("198.51.100.7")
+
+
+def taught() -> Learned:
     learned = Learned()
-    key = endpoint_key(Kind.SERVER, server, 6, 443)
+    key = endpoint_key(Kind.SERVER, SERVER, 6, 443)
     learned.teach(key, ["application:tls", "host:*.example.org"], 10, 0)
-    learned.teach(address_key(server), ["domestic"], 10, 0)
-    by_host = '[[rule]]\napplication = { host = ["*.example.org"] }\nuse = "a"\n'
-    (step,) = rule_steps(
-        answer(situation(by_host, learned=learned), f"10.0.0.1 {server} tcp 1 443")
+    learned.teach(address_key(SERVER), ["domestic"], 10, 0)
+    return learned
+
+
+@pytest.mark.parametrize(
+    ("condition", "said"),
+    [
+        (
+            'application = { host = ["*.example.org"] }',
+            "198.51.100.7 tcp port 443 was learned as host *.example.org: yes",
+        ),
+        ('application = "tls"', "198.51.100.7 tcp port 443 was learned as application tls: yes"),
+        (
+            'destination = "@domestic"',
+            "destination 198.51.100.7 in @domestic, as a name's address: yes",
+        ),
+    ],
+)
+def test_what_was_learned_is_named(condition: str, said: str) -> None:
+    where = situation(f'[[rule]]\n{condition}\nuse = "a"\n', learned=taught())
+    found = answer(where, f"10.0.0.1 {SERVER} tcp 1 443")
+    assert rule_steps(found)[0].endswith(f"matches: {said}")
+    assert found["link"] == "a"
+
+
+@pytest.mark.parametrize(
+    ("use", "link", "group", "method"),
+    [("a", "a", None, None), ("voice", "b", "voice", "failover"), ("default", None, None, None)],
+)
+def test_where_a_rule_leads(use: str, link: str | None, group: str | None, method: str) -> None:
+    found = answer(situation(f'[[rule]]\nprotocol = "tcp"\nuse = "{use}"\n'), "10.0.0.1 9.9.9.9")
+    assert found["rule"] == "rule 1"
+    if use == "default":
+        assert (found["group"], found["method"]) == ("default", "pcc")
+        assert found["slot"] == int(found["hash"], 16) >> 48
+    else:
+        assert (found["link"], found["group"], found["method"]) == (link, group, method)
+        assert found["hash"] is None
+
+
+def test_main_and_reject() -> None:
+    for use, mark, table in (("main", "0x7e000000", "main"), ("reject", "0x7f000000", None)):
+        found = answer(situation(f'[[rule]]\nprotocol = 6\nuse = "{use}"\n'), "10.0.0.1 9.9.9.9")
+        assert (found["link"], found["mark"], found["table"]) == (None, mark, table)
+        assert found["reason"] == f"rule 1 says {use}"
+
+
+@pytest.mark.parametrize(
+    ("use", "method"), [("turn", "nth"), ("chance", "random"), ("many", "ecmp")]
+)
+def test_what_nobody_can_foretell_has_candidates(use: str, method: str) -> None:
+    rules = f'[[rule]]\nprotocol = "tcp"\nuse = "{use}"\n'
+    found = answer(situation(rules), "10.0.0.1 9.9.9.9")
+    assert (found["link"], found["method"]) == (None, method)
+    shares = {one["name"]: one["share"] for one in found["candidates"]}
+    assert shares == {"a": pytest.approx(1 / 3), "b": pytest.approx(2 / 3)}
+    assert any(step.startswith("sticky: ") for step in found["steps"]) == (use == "turn")
+    alone = answer(situation(rules, dead=("b",)), "10.0.0.1 9.9.9.9")
+    assert (alone["link"], alone["candidates"]) == ("a", [])
+
+
+@pytest.mark.parametrize(
+    ("otherwise", "rule", "link", "said"),
+    [
+        ("next", "rule 2", "b", "and else is next"),
+        ("default", "rule 1", "b", "else, group default"),
+        ("voice", "rule 1", "b", "else, group voice"),
+        ("reject", "rule 1", None, "else, reject"),
+    ],
+)
+def test_else(otherwise: str, rule: str, link: str | None, said: str) -> None:
+    rules = (
+        f'[[rule]]\nprotocol = "tcp"\nuse = "a"\nelse = "{otherwise}"\n'
+        '[[rule]]\nprotocol = ["tcp", "udp"]\nuse = "b"\n'
     )
-    assert f"{server} tcp port 443 was learned as host *.example.org: yes" in step
-    by_name = '[[rule]]\ndestination = "@domestic"\nuse = "a"\n'
-    (step,) = rule_steps(answer(situation(by_name, learned=learned := _again(server)), f"::1 ::2"))
+    found = answer(situation(rules, dead=("a",)), "10.0.0.1 9.9.9.9")
+    assert (found["rule"], found["link"]) == (rule, link)
+    dead = "link a takes no IPv4 now (assumed to be dead)"
+    assert [step for step in found["steps"] if dead in step and said in step]
+
+
+def test_the_rules_own_fields() -> None:
+    rules = '[[rule]]\nprotocol = "tcp"\nuse = "default"\nfields = "src-address"\n'
+    where = situation(rules)
+    first, second = (answer(where, f"10.0.0.1 9.9.9.{n}") for n in (9, 10))
+    assert first["fields"] == "src-address"
+    assert first["slot"] == second["slot"]
+    assert any("the rule's own fields" in step for step in first["steps"])
+
+
+def test_words_in_a_row() -> None:
+    assert [listed(["a"]), listed(["a", "b"]), listed(["a", "b", "c"], "or")] == [
+        "a", "a and b", "a, b or c",
+    ]  # fmt: skip

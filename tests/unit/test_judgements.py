@@ -360,3 +360,40 @@ def test_large_lists_are_compared_by_name(monkeypatch: pytest.MonkeyPatch) -> No
         "use = 'lte'\nsource = ['@office', '10.0.0.0/8']",
         "use = 'lte'\nsource = ['@office', '10.0.0.1']",
     )
+
+
+def test_what_is_kept_to_compare_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each rule with a list and addresses of its own would keep the list's ranges once more."""
+    monkeypatch.setattr(reach, "MOST_KEPT", 3)
+    rules = [f"use = 'lte'\nsource = ['@office', '10.0.0.{n}']" for n in range(4)]
+    assert faults(*rules, rules[3]) == [
+        (13, f"rule 5 can never match: rule 4 (line {ABOVE + 10}) takes all that it would")
+    ]
+    reaches = Reaches(LISTS)
+    selections = [
+        Selection(Addresses.of([(ADDRESSES[one], ADDRESSES[one])]), ("low", "six"))
+        for one in range(3)
+    ]
+    assert any(reaches.hosts(one).too_many for one in selections)
+
+
+def test_nothing_of_ipv6_is_left_where_it_is_switched_off() -> None:
+    rules = "[[rule]]\nuse = 'lte'\nsource = '0.0.0.0/0'\n[[rule]]\nuse = 'lte'\nprotocol = 'udp'\n"
+    load.read(ABOVE_TEXT + rules, "evenlink.toml", lambda path: b"")
+    with pytest.raises(ConfigError, match="rule 2 can never match"):
+        load.read(f"ipv6 = false\n{ABOVE_TEXT}{rules}", "evenlink.toml", lambda path: b"")
+
+
+def test_a_watched_list_overlaps_as_it_is_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = (
+        f"[list.near]\nentries = ['203.0.113.7']\n{ALL_USED}\n"
+        "[[rule]]\nuse = 'lte'\ndestination = '@moving'\n"
+        "[[rule]]\nuse = 'fibre'\ndestination = '@near'\n"
+    )
+    line = ABOVE + 7
+    assert said(rules) == [
+        f"rule 2 (line {line}, destination @moving to lte) and rule 3 (line {line + 3}, "
+        "destination @near to fibre) have 1 IPv4 address (203.0.113.7) in common: rule 2 wins"
+    ]
+    monkeypatch.setattr(reach, "MOST_RANGES", 0)
+    assert said(rules) == ["1 pair of rules with long lists was not compared"]

@@ -328,5 +328,5 @@ def test_a_line_without_end_is_refused_at_once() -> None:
     assert faults(b"1" * (8 << 20)) == [(1, "expected lines of at most 4096 bytes")]
     assert faults(b"add list=" + b'"' * (4 << 20)) == [(1, "expected lines of at most 4096 bytes")]
     assert faults(b"#" + b" " * (8 << 20)) == []
-    assert faults(b" " * (8 << 20) + b"#") == []
+    assert faults(b" " * (8 << 20) + b"#") == [(1, "expected lines of at most 4096 bytes")]
     assert faults(b" " * (8 << 20) + b"x#") == [(1, "expected lines of at most 4096 bytes")]
