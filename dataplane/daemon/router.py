@@ -267,7 +267,6 @@ class Router:
         """Follows what measurements prefer; links and machine are as before."""
         if choices == self._choices:
             return
-        self._choices = choices
         old = self.wish
         wish = make_wish(
             old.config, old.facts, old.key, old.before, states=old.states, choices=choices
@@ -275,6 +274,7 @@ class Router:
         if wish != old:
             self._switch(wish)
             self._settle_connections()
+        self._choices = choices
 
     def learn(self, known: Known) -> None:
         """Gives the workers what is known of names and applications now."""
