@@ -47,7 +47,8 @@ def judge_rules(
         if _never_matches(rule, table, reaches, ipv6):
             continue
         reach = reaches.of(rule)
-        hiding = next((one for one, other in stopping if covers(other, reach, ipv6=ipv6)), None)
+        families = reach.families if ipv6 else reach.families - {6}
+        hiding = next((one for one, other in stopping if covers(other, reach, families)), None)
         if hiding is not None:
             table.fault_here(
                 f"{rule.name} can never match: {hiding.name} (line {hiding.line}) takes all that "

@@ -152,11 +152,12 @@ class Reaches:
         return True
 
 
-def covers(outer: Reach, inner: Reach, *, ipv6: bool = True) -> bool:
-    """Whether a rule takes all that another one would, as far as that can be known. `ipv6`: whether
-    there is any.
+def covers(outer: Reach, inner: Reach, families: Collection[int] | None = None) -> bool:
+    """Whether a rule takes all that another one would, as far as that can be known. `families` are
+    those of the other one that there are; None: all that it may have.
     """
-    families = inner.families if ipv6 else inner.families - {6}
+    if families is None:
+        families = inner.families
     return (
         _all_in(outer.interfaces, inner.interfaces)
         and _all_in(outer.protocols, inner.protocols)

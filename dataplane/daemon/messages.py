@@ -24,7 +24,7 @@ class Status(msgspec.Struct, tag="status", tag_field="ask", forbid_unknown_field
 class Explain(msgspec.Struct, tag="explain", tag_field="ask", forbid_unknown_fields=True):
     """The decision for flows, each a list of words as `parse_flow` takes them.
 
-    Where the steps are long, the answer is for the first of the flows only; who asks goes on behind.
+    Where the steps are long, only the first of the flows are answered; who asks goes on behind.
     """
 
     flows: list[list[str]]

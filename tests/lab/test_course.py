@@ -174,9 +174,7 @@ class Reader:
             assert by in wanted.split(" or "), line
         self.last = by
 
-    def told(
-        self, source: str, target: str, protocol: str, port: str, dscp: str
-    ) -> dict[str, Any]:
+    def told(self, source: str, target: str, protocol: str, port: str, dscp: str) -> dict[str, Any]:
         """What explain says of a packet like that; of the router's own, none of its interfaces."""
         own = source == "the router"
         address = self.lab.topology.lans[0].router(4) if own else source

@@ -123,7 +123,7 @@ def test_groups_and_rules_are_shown_where_there_are_some(
     shown = lab.evenlink("status", "--config", str(daemon.file)).stdout
     lines = [" ".join(line.split()) for line in shown.splitlines()]
     assert "best failover isp-c, isp-b isp-c" in lines
-    assert any(line.startswith("rule 2 ") and line.endswith(" isp-b 0") for line in lines)
+    assert any(line.startswith("rule 2 ") and " isp-b " in line for line in lines)
     assert "list office: 2 ranges, 0 names, 0 learned" in lines
     take("")
     shown = lab.evenlink("status", "--config", str(daemon.file)).stdout

@@ -107,6 +107,12 @@ def test_what_a_rule_falls_back_on_keeps_its_connections() -> None:
     assert not wish_of(config, "c").keeps("c", 4)
 
 
+def test_lent_slots_are_worked_out_once() -> None:
+    """Every look at the machine asks for those of all groups, and 64 of them take half a second."""
+    config = config_of()
+    assert wish_of(config, "a").tables[4] is wish_of(config, "a").tables[4]
+
+
 def test_families_fare_by_themselves() -> None:
     """IPv6 has no link a: there the rule is passed over, and the program holds two of it."""
     config = config_of(Rule(1, "a", "next"))
