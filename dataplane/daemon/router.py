@@ -278,10 +278,11 @@ class Router:
 
     def learn(self, known: Known) -> None:
         """Gives the workers what is known of names and applications now."""
-        self.known = known
         if self._compiled is None:
             self._compiled = compiled(self.wish)
         program = self._compiled.program(known)
+        # Not before: what is too much must not keep a dead link's program from being made.
+        self.known = known
         self.engine.swap(program)
         self._serial = program.serial
 

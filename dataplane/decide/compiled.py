@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -11,6 +13,7 @@ from dataplane.decide.learned import Known
 from dataplane.decide.policy import member_applications, member_lists, policy
 from dataplane.decide.program import compile_program
 from dataplane.decide.wish import Wish
+from dataplane.errors import ConfigError, Fault
 from dataplane.hotpath import Learned, Lists, Program
 
 
@@ -26,8 +29,10 @@ class Compiled:
     members: tuple[str, ...]
 
     def program(self, known: Known | None = None) -> Program:
-        """With what is known of names and applications now."""
-        return Program(self.block, self.lists, self._learned(known) if known else None)
+        """With what is known of names and applications now. ConfigError if it is too much."""
+        learned = self._learned(known) if known else None
+        with _refusing():
+            return Program(self.block, self.lists, learned)
 
     def _learned(self, known: Known) -> Learned:
         """Labels that no member has are of a file that is not in force any more: nobody asks."""
@@ -37,23 +42,33 @@ class Compiled:
 
 
 def compiled(wish: Wish) -> Compiled:
-    """The policy as it is now, for any number of programs."""
+    """The policy as it is now, for any number of programs. ConfigError if it is too much."""
     lists = member_lists(wish.config)
     applications = member_applications(wish.config)
-    block = compile_program(
-        marks=Marks(wish.config.mark_mask),
-        key=wish.key,
-        rules=[rule.compiled for rule in policy(wish)],
-        lists=list(lists),
-        applications=applications,
-    )
-    made = _lists(tuple(lists.values())) if lists else None
+    with _refusing():
+        block = compile_program(
+            marks=Marks(wish.config.mark_mask),
+            key=wish.key,
+            rules=[rule.compiled for rule in policy(wish)],
+            lists=list(lists),
+            applications=applications,
+        )
+        made = _lists(tuple(lists.values())) if lists else None
     return Compiled(block, made, (*lists, *applications))
 
 
 def program_of(wish: Wish, known: Known | None = None) -> Program:
     """The program for the wish, with what is known of names and applications."""
     return compiled(wish).program(known)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """What is legal one by one may be too much together: lists that overlap in too many ways."""
+    try:
+        yield
+    except ValueError as fault:
+        raise ConfigError((Fault("the policy", 0, "", str(fault)),)) from None
 
 
 @lru_cache(maxsize=2)

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import product
+from pathlib import Path
 
 import pytest
 
@@ -75,11 +76,17 @@ def _watched(lab: Lab, daemon: Daemon) -> Iterator[None]:
     assert counted(lab, "fallback") == fallback
 
 
-def take(lab: Lab, method: Method, more: str = "", **balance: object) -> None:
-    """Has the daemon take a file with that method for what no rule of `more` takes."""
+def file_of(lab: Lab, method: Method, more: str = "", **balance: object) -> Path:
+    """The topology's file with that method for what no rule of `more` takes."""
     balance = {"method": method.value, **balance}
     path = lab.file(key=KEY, probe=FAST, queue=QUEUE, balance=balance)
     path.write_text(path.read_text() + more)
+    return path
+
+
+def take(lab: Lab, method: Method, more: str = "") -> None:
+    """Has the daemon take that file."""
+    path = file_of(lab, method, more)
     ask(path.parent / "control.sock", Reload())
 
 
@@ -234,7 +241,7 @@ def test_memory_expires_and_each_connection_renews_it(lab: Lab, daemon: Daemon) 
     first, second, third = lab.topology.serving(4)[:3]
     used = by(lab, client, first)
     begun = time.monotonic()
-    while time.monotonic() < begun + 2:
+    while time.monotonic() < begun + 1.5:
         assert by(lab, client, first) == used
     # Two more turns, so that the next one is not of the same link.
     other = by(lab, client, second)
@@ -244,11 +251,17 @@ def test_memory_expires_and_each_connection_renews_it(lab: Lab, daemon: Daemon) 
     assert by(lab, client, first) == other
 
 
-@pytest.mark.parametrize("sticky", ["pair", "source"])
-@pytest.mark.parametrize("method", ["nth", "random"])
-@pytest.mark.parametrize("how", ["dies", "is drained"])
+@pytest.mark.parametrize(
+    ("how", "method", "sticky"),
+    [
+        ("dies", "nth", "pair"),
+        ("dies", "random", "source"),
+        ("is drained", "nth", "source"),
+        ("is drained", "random", "pair"),
+    ],
+)
 def test_a_remembered_link_that_does_not_serve_is_left(
-    lab: Lab, daemon: Daemon, method: str, sticky: str, how: str
+    lab: Lab, daemon: Daemon, how: str, method: str, sticky: str
 ) -> None:
     """Who had to leave is remembered anew, and stays where they are when the link returns."""
     equal(lab, method=method, sticky=sticky, sticky_time="1m")
@@ -283,18 +296,15 @@ def test_no_connection_moves_when_shares_change(lab: Lab, daemon: Daemon, method
         used = [link_of(lab, talk.goes_on()) for talk in opened]
         for turn in range(REBUILT):
             more = f'\n[[rule]]\ndestination_port = "1-65535"\nuse = "{NAMES[turn % 3]}"\n'
-            order = [NAMES[(turn + number) % 3] for number in range(3)]
-            take(lab, method, more if turn % 2 else "", links=order[: 3 - turn % 4 // 2])
-            text = daemon.file.read_text()
+            order = [NAMES[(turn + number) % 3] for number in range(3 - turn % 4 // 2)]
+            path = file_of(lab, method, more if turn % 2 else "", links=order)
+            text = path.read_text()
             for number, rate in enumerate((10, 20, 30)):
-                other = (
-                    f'capacity = "{(turn * 7 + number) % 9 + 1}Mbit"'
-                    if needs_capacity
-                    else f"share = {(turn * 7 + number) % 9 + 1}"
-                )
-                text = text.replace(f'capacity = "{rate}Mbit"', other)
-            daemon.file.write_text(text)
-            ask(daemon.file.parent / "control.sock", Reload())
+                other = (turn * 7 + number) % 9 + 1
+                changed = f'capacity = "{other}Mbit"' if needs_capacity else f"share = {other}"
+                text = text.replace(f'capacity = "{rate}Mbit"', changed)
+            path.write_text(text)
+            ask(path.parent / "control.sock", Reload())
             assert [link_of(lab, talk.goes_on()) for talk in opened] == used
             for source, target in lab.topology.pairs()[-2:]:
                 assert by(lab, source, target) in NAMES

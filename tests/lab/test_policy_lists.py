@@ -217,29 +217,23 @@ def test_one_bad_line_of_a_list_changes_nothing(lab: Lab, daemon: Daemon) -> Non
 
 
 def test_a_watched_file_is_followed(lab: Lab, daemon: Daemon) -> None:
-    """Written anew, or put into its place; a bad one leaves what was read before."""
+    """One that is put into its place is read; a bad one leaves what was read before."""
     office, other = lab.directory / "watched.txt", lab.directory / "other.txt"
     office.write_text("203.0.113.2\n")
-    take(
-        lab,
-        f'\n[list.office]\nfiles = ["{office}"]\nwatch = true\n',
-        rule('destination = "@office"'),
-    )
+    listed = f'\n[list.office]\nfiles = ["{office}"]\nwatch = true\n'
+    take(lab, listed, rule('destination = "@office"'))
     serving = serving_now(lab)
     with opened(lab) as go_on:
         used = go_on()
-        office.write_text("203.0.113.3\n2001:db8:53::3\n")
+        other.write_text("203.0.113.3\n2001:db8:53::3\n")
+        other.rename(office)
         eventually(lambda: "lists are read again" in daemon.log)
         assert [by(lab, 3), by(lab, 2), by(lab, 3, 6)] == ["isp-b", "isp-a", "isp-b"]
         assert go_on() == used
         office.write_text("203.0.113.2\n203.0.113.\n")
         eventually(lambda: "the old ones stay in force" in daemon.log)
-        assert [by(lab, number) for number in (1, 2, 3)] == ["isp-a", "isp-a", "isp-b"]
         assert f"{office}:2: " in daemon.log
-        other.write_text("203.0.113.2\n")
-        other.rename(office)
-        eventually(lambda: by(lab, 2) == "isp-b")
-        assert by(lab, 3) == "isp-a"
+        assert [by(lab, number) for number in (1, 2, 3)] == ["isp-a", "isp-a", "isp-b"]
         assert go_on() == used
     assert serving_now(lab) == serving
 
@@ -314,7 +308,7 @@ def test_a_million_prefixes(lab: Lab, daemon: Daemon, capsys: pytest.CaptureFixt
     small = [OFFICE.replace("203.0.113.0/24", "203.0.113.2"), rule('destination = "@office"')]
     large = [f'\n[list.office]\nfiles = ["{many}"]\n', rule('destination = "@office"')]
     take(lab, *small)
-    without_s = [failover_s(lab, daemon) for _ in range(2)]
+    without_s = failover_s(lab, daemon)
     with Busy(lab) as busy:
         links = status(daemon)["links"]
         log = daemon.log
@@ -325,15 +319,14 @@ def test_a_million_prefixes(lab: Lab, daemon: Daemon, capsys: pytest.CaptureFixt
         assert [one["since"] for one in status(daemon)["links"]] == [one["since"] for one in links]
         assert "is down" not in daemon.log[len(log) :]
         rest_s = busy.longest_s
-    with_s = [failover_s(lab, daemon) for _ in range(2)]
+    with_s = failover_s(lab, daemon)
     with capsys.disabled():
         print(
             f"\nread in {read_s:.2f} s, slowest answer meanwhile {rest_s * 1e3:.0f} ms; a link's "
-            f"death without {', '.join(f'{one * 1e3:.0f}' for one in without_s)} ms, "
-            f"with {', '.join(f'{one * 1e3:.0f}' for one in with_s)} ms"
+            f"death without {without_s * 1e3:.0f} ms, with {with_s * 1e3:.0f} ms"
         )
     now = make_wish(
-        read_file(path), Facts({}, True), 1, Before(), states=all_alive(read_file(path))
+        read_file(path), Facts((), True), 1, Before(), states=all_alive(read_file(path))
     )
     assert compiled(now).lists is compiled(now.without(["isp-b"])).lists, "made once"
     take(lab)

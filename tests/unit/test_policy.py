@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from fractions import Fraction
-from ipaddress import ip_address
+from ipaddress import IPv4Address, ip_address
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from dataplane.config.marks import Marks
 from dataplane.config.model import (
     Addresses,
+    AddressList,
     Config,
     Fields,
     Group,
@@ -29,6 +31,7 @@ from dataplane.decide.policy import Outcome, member_applications, member_lists, 
 from dataplane.decide.program import Draw, Slots
 from dataplane.decide.slots import SLOTS
 from dataplane.decide.wish import Before, Wish, make_wish
+from dataplane.errors import ConfigError
 from dataplane.hotpath import Classifier
 
 KEY = 0x1122334455667788
@@ -218,3 +221,19 @@ def test_weights_of_draws_keep_the_ratio(shares: list[Fraction]) -> None:
     for link in links:
         got = Fraction(draw.weights[wish.ids[link.name]], sum(draw.weights.values()))
         assert abs(got - link.weight / sum(shares)) < Fraction(1, 1 << 30)
+
+
+def test_lists_that_overlap_in_too_many_ways_are_a_fault_of_the_file() -> None:
+    """Each by itself is legal. What is refused is said in words, and the old program stays."""
+    chance = random.Random(1)
+    lists = tuple(
+        AddressList(f"l{number}", Addresses.of(some_spans(chance, 60))) for number in range(1000)
+    )
+    config = config_of(Rule(1, "a", destination=Selection(lists=("l0",))), lists=lists)
+    with pytest.raises(ConfigError, match="the policy: lists: the lists overlap in too many ways"):
+        program_of(wish_of(config))
+
+
+def some_spans(chance: random.Random, count: int) -> list[tuple[IPv4Address, IPv4Address]]:
+    firsts = (chance.randrange(1 << 31) for _ in range(count))
+    return [(IPv4Address(one), IPv4Address(one + (1 << 26))) for one in firsts]

@@ -1,4 +1,4 @@
-"""Settings of the kernel that are not there until our own table brings their module along.
+"""What the router remembers, and when: settings that our own table brings along, what is learned.
 
 What the kernel holds is a dictionary here, and a step that loads the table fills it.
 """
@@ -18,7 +18,9 @@ from dataplane.daemon import router as module
 from dataplane.daemon.apply import Observed
 from dataplane.daemon.router import Router
 from dataplane.daemon.steps import LoadTable, SetSysctl, Step
+from dataplane.decide.learned import Known
 from dataplane.decide.wish import Before, Wish, make_wish
+from dataplane.errors import MachineError
 from tests.golden.cases import KEY, MACHINE, two
 
 COUNTING = "net/netfilter/nf_conntrack_acct"
@@ -77,3 +79,18 @@ def test_what_is_mended_is_put_back_as_well(tmp_path: Path, kernel: dict[str, st
     router._mend(wish)
     assert kernel[COUNTING] == "1"
     assert router._directory.load().sysctls[COUNTING] == "0"
+
+
+def test_what_cannot_be_learned_is_not_kept(tmp_path: Path) -> None:
+    """The next program, which a dead link may ask for, is made with what is known."""
+    router = router_of(wish_in(tmp_path))
+    well = Known()
+    router.known = well
+
+    def refuse(_: Known) -> None:
+        raise MachineError("too much")
+
+    router._compiled = SimpleNamespace(program=refuse)  # type: ignore[assignment]
+    with pytest.raises(MachineError):
+        router.learn(Known(sets=(("shops",),)))
+    assert router.known is well
