@@ -49,14 +49,14 @@ def test_a_dead_worker_is_replaced(two_links: Lab, router: Router) -> None:
     while engine.alive():
         assert time.monotonic() < deadline, "the worker lives without its socket"
         time.sleep(0.01)
-    assert any("worker" in fault for fault in answers.status({}, ())["faults"])
+    assert any("worker" in fault for fault in answers.status({}, {}, ())["faults"])
     assert ping(two_links)
-    assert answers.status({}, ())["queue"]["fallback"] == 1
+    assert answers.status({}, {}, ())["queue"]["fallback"] == 1
 
     router.refresh(router.look(), {})
 
-    assert answers.status({}, ())["faults"] == []
+    assert answers.status({}, {}, ())["faults"] == []
     two_links.router.run("conntrack", "-F")
     assert ping(two_links)
-    assert answers.status({}, ())["queue"]["packets"] == 1
-    assert answers.status({}, ())["queue"]["fallback"] == 1
+    assert answers.status({}, {}, ())["queue"]["packets"] == 1
+    assert answers.status({}, {}, ())["queue"]["fallback"] == 1

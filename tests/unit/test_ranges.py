@@ -176,10 +176,8 @@ def test_lists_that_overlap_in_too_many_ways(ranges: Path) -> None:
 @pytest.mark.parametrize(
     ("family", "lengths", "most"),
     [
-        (4, (24, 24), 20 * MB),
         (4, (16, 32), 20 * MB),
         (6, (32, 64), 45 * MB),
-        (6, (128, 128), 45 * MB),
     ],
 )
 def test_a_million_prefixes_are_small(
