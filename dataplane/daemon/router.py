@@ -38,7 +38,8 @@ from dataplane.decide.liveness import Condition, Judgements
 from dataplane.decide.plan import Plan
 from dataplane.decide.slots import SLOTS, moved
 from dataplane.decide.wish import Wish, make_wish
-from dataplane.errors import Error, MachineError, UsageError
+from dataplane.errors import ConfigError, Error, MachineError, UsageError
+from dataplane.hotpath import Program
 from dataplane.system import capabilities, iptables, nft, sysctl
 from dataplane.system.alone import NamespaceLock
 from dataplane.system.state import State, StateDirectory
@@ -168,7 +169,7 @@ class Router:
             judgements=judgements,
             drained=before.drained,
         )
-        program = program_of(wish, self.known)
+        program = self._program(wish)
         self._engine = QueueEngine(config.queue, program)
         self._engine.start()
         plan = wish.plan()
@@ -343,22 +344,33 @@ class Router:
         """Between two listeners the kernel settles connections itself."""
         self.tally.begin_anew(self.engine.counters()["rules"])
         self.engine.stop()
-        program = program_of(wish, self.known)
+        program = self._program(wish)
         self._engine = QueueEngine(wish.config.queue, program)
         self._engine.start()
         self._serial = program.serial
 
+    def _program(self, wish: Wish) -> Program:
+        """What was learned must not stand in the way of a link's death."""
+        try:
+            return program_of(wish, self.known)
+        except ConfigError as refusal:
+            if self.known is None:
+                raise
+            log.error("what was learned is left out: %s", refusal)
+            self.known = None
+            return program_of(wish)
+
     def _switch(self, wish: Wish) -> None:
         """From the wish in force to another: the workers' program first, then the kernel."""
         old, state = self.wish, self._state
-        program = program_of(wish, self.known)
+        program = self._program(wish)
         self.engine.swap(program)
         try:
             self._state = _state_of(state, wish)
             plan = wish.plan()
             self._apply(plan, self._observe(plan))
         except BaseException:
-            self.engine.swap(program_of(old, self.known))
+            self.engine.swap(self._program(old))
             self._state = state
             with contextlib.suppress(Error):
                 self._directory.store(state)

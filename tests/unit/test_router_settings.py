@@ -18,9 +18,12 @@ from dataplane.daemon import router as module
 from dataplane.daemon.apply import Observed
 from dataplane.daemon.router import Router
 from dataplane.daemon.steps import LoadTable, SetSysctl, Step
+from dataplane.decide.compiled import program_of
 from dataplane.decide.learned import Known
+from dataplane.decide.policy import policy
 from dataplane.decide.wish import Before, Wish, make_wish
-from dataplane.errors import MachineError
+from dataplane.errors import ConfigError, Fault, MachineError
+from dataplane.hotpath import Program
 from tests.golden.cases import KEY, MACHINE, two
 
 COUNTING = "net/netfilter/nf_conntrack_acct"
@@ -94,3 +97,21 @@ def test_what_cannot_be_learned_is_not_kept(tmp_path: Path) -> None:
     with pytest.raises(MachineError):
         router.learn(Known(sets=(("shops",),)))
     assert router.known is well
+
+
+def test_what_was_learned_is_no_reason_to_stay_on_a_dead_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fitted before a link died, and does not fit any more: it is left out."""
+
+    def program(of: Wish, known: Known | None = None) -> Program:
+        if known:
+            raise ConfigError((Fault("the policy", 0, "", "too much"),))
+        return program_of(of)
+
+    wish = wish_in(tmp_path)
+    router = router_of(wish)
+    router.known = Known(sets=(("shops",),))
+    monkeypatch.setattr(module, "program_of", program)
+    assert router._program(wish).rules == len(policy(wish))
+    assert router.known is None
