@@ -17,6 +17,8 @@ from dataplane.config.model import (
     Group,
     Link,
     Method,
+    Queue,
+    QueueMode,
     Sticky,
 )
 from dataplane.config.tables import Table, judge_names
@@ -49,10 +51,10 @@ _REASONS = {
 
 @dataclass(frozen=True, slots=True)
 class Around:
-    """What the rest of the file says: links, workers of the queue, and the mask if it is known."""
+    """What the rest of the file says: links, the queue, and the mask if it is known."""
 
     links: Sequence[Link]
-    workers: int
+    queue: Queue
     mask: int | None
 
     @property
@@ -108,7 +110,7 @@ def _read_group(name: str, table: Table, around: Around) -> Group:
     )
     if method is not None:
         _judge_options(table, group)
-        _judge_workers(table, group, around.workers)
+        _judge_queue(table, group, around.queue)
         _judge_links(table, group, around)
     return group
 
@@ -143,17 +145,25 @@ def _judge_options(table: Table, group: Group) -> None:
         table.fault("sticky_time", "expected sticky beside it, else nobody is remembered")
 
 
-def _judge_workers(table: Table, group: Group, workers: int) -> None:
+def _judge_queue(table: Table, group: Group, queue: Queue) -> None:
     """Each worker of the queue counts and remembers by itself."""
+    got = units.show(group.method.value)
+    if group.method is Method.NTH and queue.mode is QueueMode.EVERY:
+        table.fault(
+            "method",
+            'expected another method or queue.mode = "first", since "every" does not go with nth: '
+            f"a connection that pauses would take a turn again, got {got}",
+        )
+    workers = queue.workers
     if workers <= 1:
         return
     apart = f"since each of {workers} workers counts by itself ([queue] workers)"
     if group.method in _IN_TURN:
-        got = units.show(group.method.value)
         table.fault("method", f"expected another method or one worker, {apart}, got {got}")
-    if group.sticky is Sticky.SOURCE:
+    if group.sticky is not None:
+        # The kernel spreads by addresses and protocol: a pair's TCP and UDP meet different workers.
         apart = f"since each of {workers} workers remembers by itself ([queue] workers)"
-        table.fault("sticky", f'expected "pair" or one worker, {apart}, got "source"')
+        table.fault("sticky", f"expected one worker, {apart}, got {units.show(group.sticky.value)}")
 
 
 def _judge_links(table: Table, group: Group, around: Around) -> None:

@@ -96,7 +96,7 @@ def _read_top(top: Table, files: lists.Files) -> tuple[Config, list[Fault]]:
     around = Surroundings(lan, probing, ipv6)
     links = read_links(top.table("link"), around, Marks(mask).last_link if mask else None)
     queue = _read_queue(top.table("queue"))
-    around_groups = groups.Around(links, queue.workers, mask)
+    around_groups = groups.Around(links, queue, mask)
     balance, named = groups.read_groups(top.table("balance"), top.table("group"), around_groups)
     before = top.fault_count
     address_lists, faults = lists.read_lists(top.table("list"), files)

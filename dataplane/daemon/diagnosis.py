@@ -13,7 +13,9 @@ from pathlib import Path
 
 from dataplane.config.load import read_file
 from dataplane.config.model import AddressList, Config
+from dataplane.daemon import findings
 from dataplane.daemon.features import Check, kernel_checks
+from dataplane.daemon.learn import unknown_applications
 from dataplane.daemon.look import Machine
 from dataplane.daemon.recogniser import available
 from dataplane.decide.facts import FAMILIES, Facts
@@ -34,7 +36,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from dataplane import recognise
 known = recognise.Recogniser(talks=16, packets=1).applications()
-print(f"version {recognise.version()}, {len(known)} applications")
+print(f"version {recognise.version()}, {len(known)} applications", *known, sep="\\n")
 """
 
 
@@ -55,7 +57,7 @@ def _machine(config: Config | None) -> Iterator[Check]:
     if nft.ok:
         yield from kernel_checks(config)
     yield _room()
-    yield _recogniser(config)
+    yield from _recogniser(config)
 
 
 def _rights() -> Check:
@@ -91,32 +93,36 @@ def _room() -> Check:
     return Check("connection table", False, found, follows)
 
 
-def _recogniser(config: Config | None) -> Check:
-    """Whether applications can be recognised. The library is loaded only in a process apart."""
+def _recogniser(config: Config | None) -> Iterator[Check]:
+    """Whether the applications can be recognised. The library is loaded in a process apart only."""
     rules = config.rules if config else ()
     asking = [rule.name for rule in rules if rule.applications or rule.hosts]
-    found, works = _ndpi()
-    if works:
-        return Check("nDPI", True, found)
+    found, known = _ndpi()
+    if known:
+        yield Check("nDPI", True, found)
+        for words in unknown_applications(config, known) if config else ():
+            yield Check("application", False, words, "it is never learned")
+        return
     follows = "applications cannot be recognised: install libndpi-dev and build again"
     if asking:
         follows += f"; until then they are never learned, which {', '.join(asking)} ask for"
-    return Check("nDPI", not asking, found, follows)
+    yield Check("nDPI", not asking, found, follows)
 
 
-def _ndpi() -> tuple[str, bool]:
-    """The library's version and how much it knows, or why it cannot be used."""
+def _ndpi() -> tuple[str, frozenset[str]]:
+    """The library's version and the applications that it knows; or why it cannot be used, none."""
     if not available():
-        return "not built in", False
+        return "not built in", frozenset()
     asked = [sys.executable, "-I", "-c", _ASK_NDPI, str(Path(__file__).parents[2])]
     try:
         done = subprocess.run(asked, capture_output=True, text=True, timeout=_PATIENCE_S)
     except (OSError, subprocess.TimeoutExpired) as refusal:
-        return f"cannot be asked: {refusal}", False
+        return f"cannot be asked: {refusal}", frozenset()
     if done.returncode:
         words = done.stderr.strip().rpartition("\n")[2]
-        return f"cannot be loaded: {words or f'status {done.returncode}'}", False
-    return done.stdout.strip(), True
+        return f"cannot be loaded: {words or f'status {done.returncode}'}", frozenset()
+    found, *known = done.stdout.splitlines()
+    return found, frozenset(map(findings.name, known))
 
 
 def _file(path: Path) -> tuple[Config | None, list[Check]]:

@@ -107,7 +107,7 @@ class Learning:
             faults += self._answers.faults()
         if self._recogniser:
             faults += self._recogniser.faults()
-            faults += _unknown(self._config, self._recogniser.known)
+            faults += unknown_applications(self._config, self._recogniser.known)
         return faults
 
     async def _teach(self, anew: Collection[str] = ()) -> None:
@@ -203,7 +203,7 @@ def _unrecognised(config: Config) -> str:
     )
 
 
-def _unknown(config: Config, known: frozenset[str]) -> list[str]:
+def unknown_applications(config: Config, known: frozenset[str]) -> list[str]:
     """What rules ask for and is never found. Until the recogniser says what it knows: nothing."""
     return [
         f"{rule.name}: the application {name} is unknown to nDPI"

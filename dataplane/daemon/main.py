@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+from dataplane.config.judgements import remarks
 from dataplane.config.lists import reread
 from dataplane.config.load import read_file, read_list_file
 from dataplane.config.model import Config
@@ -193,6 +194,7 @@ class _Daemon:
             self._begin(self._follow_load())
             self._begin(self._sample())
             self._say_ready()
+            self._begin(self._remark(self._router.config))
             undo = await self._ending
         finally:
             for task in self._tasks:
@@ -214,6 +216,11 @@ class _Daemon:
             config.queue.number,
             config.control_socket,
         )
+
+    async def _remark(self, config: Config) -> None:
+        """Says what of the file may not be meant. Long lists take a second to compare."""
+        for words in await asyncio.to_thread(remarks, config):
+            log.warning("%s", words)
 
     def _end(self, undo: bool | None) -> None:
         assert self._ending is not None, "made before the handlers that call this"
@@ -315,9 +322,11 @@ class _Daemon:
             raise DaemonError("the daemon is ending")
         async with self._reloading:
             # A list of a million prefixes takes seconds, in which links are watched as ever.
-            looks = self._files.looks()
-            await self._take(await asyncio.to_thread(read_file, self._path), looks)
+            looks = await self._files.looks()
+            config = await asyncio.to_thread(read_file, self._path)
+            await self._take(config, looks)
         log.info("reloaded %s", self._path)
+        self._begin(self._remark(config))
 
     async def _take(self, config: Config, looks: Mapping[Path, Look]) -> None:
         """`looks` are the watched files before they were read."""
@@ -337,9 +346,11 @@ class _Daemon:
 
     async def _reread(self) -> None:
         """Files of lists that are watched have changed. A fault leaves the old lists in force."""
+        if self._stopped:
+            return
         try:
             async with self._reloading:
-                looks = self._files.looks()
+                looks = await self._files.looks()
                 lists = await asyncio.to_thread(reread, self._router.config, read_list_file)
                 await self._take(lists, looks)
             log.info("lists are read again, since their files have changed")

@@ -30,6 +30,7 @@ from dataplane.daemon.findings import (
     Said,
     read,
 )
+from dataplane.daemon.messages import printable
 from dataplane.daemon.recognising import NOT_BUILT
 from dataplane.decide import lessons
 from dataplane.errors import Error
@@ -257,7 +258,7 @@ class _Process:
                 self._take(text)
         except NonsenseError as fault:
             self._kill("said nonsense")
-            log.debug("%s", fault)
+            log.debug("%s", printable(str(fault)))
             return
         if len(self._rest) > LONGEST_LINE:
             self._kill("said a line without end")

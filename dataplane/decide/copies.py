@@ -26,6 +26,9 @@ _MESSAGE_BYTES = 4096
 # Of each side. Without a limit, 167,000 new connections a second became 102,000, on two cores. So
 # many copies teach all that there is to learn; those that are left out are counted.
 _A_SECOND, _BURST = 10_000, 5_000
+# Of questions and of answers. Their reader takes some 3,200 a second; a flood to port 53 would
+# leave it deaf for all others. The hosts of a large network ask less.
+_MESSAGES_A_SECOND, _MESSAGES_BURST = 2_000, 1_000
 _PRIORITY = "filter + 10"
 # An IP header and a TCP header with the time stamps that most packets have.
 _WITHOUT_DATA: dict[Family, int] = {4: 52, 6: 72}
@@ -47,11 +50,16 @@ def copy_chains(plan: Plan) -> list[tuple[str, list[str]]]:
         return []
     links, lan = link_interfaces(plan), interfaces(plan.lan)
     chains = []
+    if plan.copies_answers:
+        chains += [
+            ("copy_question", _message(plan, QUESTION)),
+            ("copy_answer", _message(plan, ANSWER)),
+        ]
     if plan.copies_packets:
         chains += [("copy_lan", _data(plan, FROM_LAN)), ("copy_wan", _data(plan, FROM_LINK))]
     chains += [
-        ("copy_out", _one_way(plan, "original", f"udp dport 53 {_message(plan, QUESTION)}", "lan")),
-        ("copy_back", _one_way(plan, "reply", f"udp sport 53 {_message(plan, ANSWER)}", "wan")),
+        ("copy_out", _one_way(plan, "original", "udp dport 53 jump copy_question", "lan")),
+        ("copy_back", _one_way(plan, "reply", "udp sport 53 jump copy_answer", "wan")),
         (
             "copy_forward",
             [
@@ -62,8 +70,8 @@ def copy_chains(plan: Plan) -> list[tuple[str, list[str]]]:
         ),
     ]
     if plan.copies_answers:
-        asked = f"oifname {links} udp dport 53 ct direction original {_message(plan, QUESTION)}"
-        answered = f"iifname {links} udp sport 53 ct direction reply {_message(plan, ANSWER)}"
+        asked = f"oifname {links} udp dport 53 ct direction original jump copy_question"
+        answered = f"iifname {links} udp sport 53 ct direction reply jump copy_answer"
         chains += [
             ("copy_output", [*_hook(plan, "output"), asked]),
             ("copy_input", [*_hook(plan, "input"), answered]),
@@ -95,14 +103,23 @@ def _data(plan: Plan, prefix: str) -> list[str]:
             f"{NFPROTO[family]} meta l4proto tcp meta length <= {_WITHOUT_DATA[family]} accept"
             for family in plan.families
         ),
-        f"limit rate over {_A_SECOND}/second burst {_BURST} packets "
-        f"counter name {NOT_COPIED_COUNTER} accept",
+        f"{_beyond(_A_SECOND, _BURST)} accept",
         _log(packets_group(plan.queue), prefix, _PACKET_BYTES),
     ]
 
 
-def _message(plan: Plan, prefix: str) -> str:
-    return _log(answers_group(plan.queue), prefix, _MESSAGE_BYTES)
+def _message(plan: Plan, prefix: str) -> list[str]:
+    """Of the LAN and of the router together; what is too much may still teach an application."""
+    return [
+        f"{_beyond(_MESSAGES_A_SECOND, _MESSAGES_BURST)} return",
+        _log(answers_group(plan.queue), prefix, _MESSAGE_BYTES),
+    ]
+
+
+def _beyond(a_second: int, burst: int) -> str:
+    """What is too much, counted."""
+    limit = f"limit rate over {a_second}/second burst {burst} packets"
+    return f"{limit} counter name {NOT_COPIED_COUNTER}"
 
 
 def _log(group: int, prefix: str, most_bytes: int) -> str:

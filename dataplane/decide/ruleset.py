@@ -63,7 +63,8 @@ def slots_chain(plan: Plan) -> str:
 
 def _table(plan: Plan, chains: list[tuple[str, list[str]]], tagged: bool = True) -> str:
     lines = [f"table inet {TABLE} {{"]
-    copied = (NOT_COPIED_COUNTER,) if plan.copies_packets else ()
+    copies = plan.copies_packets or plan.copies_answers
+    copied = (NOT_COPIED_COUNTER,) if copies else ()
     for counter in (FALLBACK_COUNTER, WRONG_SOURCE_COUNTER, *copied):
         lines += [f"\tcounter {counter} {{", "\t}", ""]
     for name, family in _pair_sets(plan):

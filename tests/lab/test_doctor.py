@@ -67,6 +67,20 @@ def test_a_file_that_does_not_fit(
     assert checks[name]["follows"]
 
 
+def test_an_application_that_nobody_knows(lab: Lab) -> None:
+    """`check` judges the file alone, and cannot know."""
+    text = lab.file().read_text()
+    rules = (f'[[rule]]\napplication = "{one}"\nuse = "isp-a"\n' for one in ("tls", "bittorent"))
+    file = lab.file(name="unknown.toml", text="\n".join([text, *rules]))
+    assert under(lab, "", "check", str(file)).returncode == 0
+    status, checks = ask(lab, str(file))
+    assert status == 1
+    assert checks["nDPI"]["ok"]
+    assert [name for name, one in checks.items() if not one["ok"]] == ["application"]
+    said = "rule 2: the application bittorent is unknown to nDPI"
+    assert checks["application"]["found"] == said
+
+
 def test_without_rights(lab: Lab) -> None:
     """Nothing can be tried then, and that is said."""
     dropped = "setpriv --bounding-set=-all --inh-caps=-all --reuid=65534 --clear-groups"

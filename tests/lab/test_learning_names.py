@@ -120,6 +120,24 @@ def test_what_the_router_asks_itself_is_learned_too(two_links: Lab) -> None:
         eventually(lambda: way(lab, pair) == "isp-a")
 
 
+def test_a_flood_of_questions_is_not_copied_whole(two_links: Lab) -> None:
+    """It leaves the reader time; when it is over, learning goes on."""
+    lab = two_links
+    daemon = lab.run(file_for(lab, "*.example.org"))
+    named, other = by_b(lab, count=2)
+
+    def flood() -> bool:
+        with lab.client.inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+            asking.bind((str(other[0]), 0))
+            for _ in range(5_000):
+                asking.sendto(b"?", (str(other[1]), PORT))
+        return bool(status(daemon)["not_copied"])
+
+    eventually(flood)
+    with Zone(lab, {"www.example.org": (300, [named[1]])}):
+        eventually(lambda: bool(ask(lab, "www.example.org")) and way(lab, named) == "isp-a")
+
+
 def test_an_answer_without_a_question(two_links: Lab) -> None:
     """A name server that says what nobody asked, or says it twice, teaches nothing more."""
     lab = two_links

@@ -23,10 +23,9 @@ from tests.lab.loading import (
     goes_over,
     links_of,
     opens,
-    pairs_of,
     told,
 )
-from tests.lab.talk import eventually, file_with, link_of, rightful_sources
+from tests.lab.talk import eventually, file_with, rightful_sources
 
 
 def overflowing(lab: Lab, *order: str, **keys: object) -> Path:
@@ -76,31 +75,6 @@ def test_a_full_link_is_better_than_none(make_lab: MakeLab) -> None:
             goes_over(lab, "isp-a")
         eventually(is_(daemon, "up"))
         goes_over(lab, "isp-b")
-    is_quiet(daemon)
-
-
-def test_a_group_of_three_clients(make_lab: MakeLab) -> None:
-    """The fourth is spread over both links, whatever is full."""
-    lab = make_lab(TOPOLOGY)
-    serve(lab, PORT)
-    sources = [str(source) for number in (1, 2, 3) for source, _ in pairs_of(lab, number)]
-    sections = {
-        "group.office": {"method": "overflow", "links": ["isp-a", "isp-b"]},
-        "[rule]": {"source": sorted(set(sources)), "use": "office"},
-    }
-    daemon = lab.run(file_with(lab, sections=sections, key=KEY))
-    eventually(is_(daemon, "up"))
-    assert goes_by(lab) == {"isp-a"}
-    assert goes_by(lab, 4) == {"isp-a", "isp-b"}
-    with rightful_sources(lab):
-        spread = opens(lab, 4)
-        before = [link_of(lab, talk.goes_on()) for talk in spread]
-        with filled(lab, 1, 2):
-            goes_over(lab, "isp-b")
-            assert goes_by(lab, 4) == {"isp-a", "isp-b"}
-            assert [link_of(lab, talk.goes_on()) for talk in spread] == before
-        goes_over(lab, "isp-a")
-    closed(spread)
     is_quiet(daemon)
 
 

@@ -233,6 +233,22 @@ def test_after_each_failure_it_waits_longer(box: CopyBox, caplog: pytest.LogCapt
     assert len(loud) == 1
 
 
+def test_nonsense_is_told_in_one_line(box: CopyBox, caplog: pytest.LogCaptureFixture) -> None:
+    """What a stranger may have taken over does not speak to the terminal of who reads the log."""
+    caplog.set_level(logging.DEBUG, "evenlink")
+    loud = FOUND.replace(b'"host"', rb'"\u001b[2J\n"')
+    assert loud != FOUND
+
+    async def run() -> None:
+        async with box.recogniser([], says(HELLO, loud)) as recogniser:
+            await comes(lambda: bool(recogniser.faults()), "it is ended")
+
+    asyncio.run(run())
+    words = [record.getMessage() for record in caplog.records if record.name == "evenlink"]
+    assert any("nonsense: " in text for text in words)
+    assert all(text.isprintable() for text in words)
+
+
 def test_without_ndpi_the_fault_says_so(box: CopyBox) -> None:
     async def run() -> None:
         async with box.recogniser([], says(then="raise SystemExit(4)")) as recogniser:

@@ -287,3 +287,14 @@ def test_mask_of_an_earlier_run(lab: Lab, start: Callable[..., Daemon]) -> None:
         check_refusal(done, 3, "mark_mask: 0x7f000000", "evenlink down")
         assert held(lab) == serving
     start()
+
+
+def test_what_may_not_be_meant_is_said_once_a_load(lab: Lab, start: Callable[..., Daemon]) -> None:
+    text = lab.file().read_text()
+    daemon = start(text=text + '\n[group.spare]\nlinks = ["isp-a"]\n')
+    said = "WARNING: group spare is not used by any rule"
+    wait_for(lambda: said in daemon.log, daemon.log)
+    for loads in (2, 3):
+        reload(lab, daemon, by_signal=loads == 3)
+        wait_for(lambda loads=loads: daemon.log.count(said) >= loads, daemon.log)  # type: ignore[misc]
+        assert daemon.log.count(said) == loads

@@ -32,10 +32,15 @@ def plan_with(*rules: Rule, text: str = "") -> Plan:
 
 def copied(plan: Plan) -> set[tuple[str, str]]:
     """(chain, prefix) of all that is copied."""
+    chains = dict(copy_chains(plan))
     found = set()
-    for name, rules in copy_chains(plan):
+    for name, rules in chains.items():
+        if name in ("copy_question", "copy_answer"):
+            continue
         for rule in rules:
-            found |= {(name, prefix) for prefix in re.findall(r'log prefix "([^"]*)"', rule)}
+            jump = re.search(r"jump (copy_\w+)", rule)
+            said = "\n".join(chains[jump[1]]) if jump else rule
+            found |= {(name, prefix) for prefix in re.findall(r'log prefix "([^"]*)"', said)}
     return found
 
 
@@ -73,24 +78,35 @@ def test_a_chain_comes_before_those_that_lead_to_it(rules: tuple[Rule, ...]) -> 
     known: set[str] = set()
     for name, lines in all_chains(plan_with(*rules)):
         for line in lines:
-            for target in re.findall(r"goto (copy_\w+)", line):
+            for target in re.findall(r"(?:goto|jump) (copy_\w+)", line):
                 assert target in known
         known.add(name)
 
 
 def test_a_flood_is_not_copied_but_counted() -> None:
-    """The limit stands before the copy, and behind what is never copied."""
-    for name, rules in copy_chains(plan_with(APPLICATION)):
+    """The limit stands before the copy, and behind what is never copied.
+
+    Beyond the limit of DNS, a packet goes on to where packets are copied for applications.
+    """
+    limits = {}
+    for name, rules in copy_chains(plan_with(APPLICATION, NAME)):
         copies = [at for at, rule in enumerate(rules) if "log prefix" in rule]
         if copies:
-            before = rules[copies[0] - 1]
-            assert name in ("copy_lan", "copy_wan")
-            assert re.fullmatch(
-                r"limit rate over \d+/second burst \d+ packets counter name not_copied accept",
-                before,
+            found = re.fullmatch(
+                r"limit rate over (\d+)/second burst \d+ packets counter name not_copied (\w+)",
+                rules[copies[0] - 1],
             )
-    assert "counter not_copied" in render(plan_with(APPLICATION))
-    assert "not_copied" not in render(plan_with(NAME))
+            assert found, name
+            limits[name] = int(found[1]), found[2]
+    assert limits == {
+        "copy_lan": (10_000, "accept"),
+        "copy_wan": (10_000, "accept"),
+        "copy_question": (2_000, "return"),
+        "copy_answer": (2_000, "return"),
+    }
+    for rule in (APPLICATION, NAME):
+        assert "counter not_copied" in render(plan_with(rule))
+    assert "not_copied" not in render(plan_with())
 
 
 def test_answers_come_by_a_link_to_whoever_asked() -> None:

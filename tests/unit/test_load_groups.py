@@ -209,8 +209,16 @@ BOTH = "links = ['lte', 'fibre']\n"
          '([queue] workers), got "random"'),
         (MINIMAL, "[queue]\nworkers = 2\n[balance]\nmethod = 'failover'\nsticky = 'source'", 5,
          "balance.sticky",
-         'expected "pair" or one worker, since each of 2 workers remembers by itself ([queue] '
-         'workers), got "source"'),
+         "expected one worker, since each of 2 workers remembers by itself ([queue] workers), got "
+         '"source"'),
+        (MINIMAL, "[queue]\nworkers = 2\n[balance]\nmethod = 'failover'\nsticky = 'pair'", 5,
+         "balance.sticky",
+         "expected one worker, since each of 2 workers remembers by itself ([queue] workers), got "
+         '"pair"'),
+        (MINIMAL, f"[queue]\nmode = 'every'\n[group.x]\n{BOTH}method = 'nth'\nsticky = 'pair'", 5,
+         "group.x.method",
+         'expected another method or queue.mode = "first", since "every" does not go with nth: a '
+         'connection that pauses would take a turn again, got "nth"'),
         # What a method needs of its links.
         (SHARES, "[group.x]\nlinks = ['a']\nmethod = 'overflow'", 3, "group.x.method",
          'expected capacity or download in [link.a], since "overflow" compares rates, got its '

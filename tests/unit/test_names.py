@@ -5,7 +5,9 @@ And files that are watched, by the same clock, which never waits.
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from ipaddress import ip_address
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from dataplane.daemon.filewatch import FileWatch
+from dataplane.daemon.filewatch import FileWatch, Looks, in_thread
 from dataplane.daemon.names import Names
 from dataplane.errors import MachineError
 from tests.unit import clockwork
@@ -200,10 +202,21 @@ def file(tmp_path: Path) -> Path:
     return made
 
 
-def watching(file: Path, work: Callable[[FileWatch, list[int]], Awaitable[None]]) -> None:
+def at_once(look: Callable[[], Looks]) -> asyncio.Future[Looks]:
+    """Looks on the loop: the clock would not wait for a thread."""
+    answer = asyncio.get_running_loop().create_future()
+    answer.set_result(look())
+    return answer
+
+
+def watching(
+    file: Path,
+    work: Callable[[FileWatch, list[int]], Awaitable[None]],
+    apart: Callable[[Callable[[], Looks]], asyncio.Future[Looks]] = at_once,
+) -> None:
     async def watched() -> None:
         told: list[int] = []
-        made = FileWatch(lambda: told.append(now_ms()))
+        made = FileWatch(lambda: told.append(now_ms()), apart)
         made.take([file])
         try:
             await work(made, told)
@@ -284,13 +297,86 @@ def test_a_file_that_is_written_while_it_is_read(file: Path) -> None:
     """Reading takes a while: what is written meanwhile is read as well, a moment later."""
 
     async def work(made: FileWatch, told: list[int]) -> None:
-        read = made.looks()
+        read = await made.looks()
         file.write_text("198.51.100.0/24\n192.0.2.0/24\n")
         made.take([file], read)
         await until_ms(20_000)
         assert len(told) == 1
-        made.take([file], made.looks())
+        made.take([file], await made.looks())
         await until_ms(40_000)
         assert len(told) == 1
 
     watching(file, work)
+
+
+class Hung:
+    """A file system that answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.looks: list[tuple[Callable[[], Looks], asyncio.Future[Looks]]] = []
+
+    def __call__(self, look: Callable[[], Looks]) -> asyncio.Future[Looks]:
+        self.looks.append((look, asyncio.get_running_loop().create_future()))
+        return self.looks[-1][1]
+
+    def answers(self) -> None:
+        look, answer = self.looks[-1]
+        answer.set_result(look())
+
+
+def test_a_file_system_that_does_not_answer(file: Path) -> None:
+    """One look waits for it, nothing else does; a reload goes on with what was seen last."""
+    hung = Hung()
+
+    async def work(made: FileWatch, told: list[int]) -> None:
+        hung.answers()
+        await until_ms(1_000)
+        before = await at_once(hung.looks[0][0])
+        file.write_text("198.51.100.0/24\n192.0.2.0/24\n")
+        await until_ms(60_000)
+        assert len(hung.looks) == 2
+        assert await made.looks() == before
+        assert now_ms() >= 61_000
+        assert len(hung.looks) == 2
+        hung.answers()
+        await until_ms(now_ms() + 10_000)
+        assert len(hung.looks) == 3
+        assert told == []
+        hung.answers()
+        await until_ms(now_ms() + 10_000)
+        assert len(told) == 1
+
+    watching(file, work, hung)
+
+
+def test_what_a_look_brings_too_late(file: Path) -> None:
+    """After another file was taken, or none, nobody hears of the file before."""
+    hung = Hung()
+
+    async def work(made: FileWatch, told: list[int]) -> None:
+        hung.answers()
+        await until_ms(3_000)
+        for files in ([file.with_suffix(".other")], []):
+            late = hung.looks[-1]
+            file.write_text(file.read_text() + "198.51.100.0/24\n")
+            made.take(files)
+            late[1].set_result(late[0]())
+            await until_ms(now_ms() + 10_000)
+        assert told == []
+        assert await made.looks() == {}
+
+    watching(file, work, hung)
+
+
+def test_looks_are_made_in_a_thread(file: Path) -> None:
+    threads: list[str] = []
+
+    def look() -> Looks:
+        threads.append(threading.current_thread().name)
+        return {file: None}
+
+    async def work() -> None:
+        assert await in_thread(look) == {file: None}
+
+    asyncio.run(work())
+    assert threads == ["files"]
