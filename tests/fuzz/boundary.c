@@ -22,7 +22,7 @@ enum {
     PATIENCE_S = 20,
     SPIN_US = 1000000,
     STEADY_TRIES = 20,
-    RACES = 2000,
+    RACES = 1000,
     TURN = 1,
     UNREADABLE = 2,
     UNMARKED = 0xffff,             /* what a verdict without a mark is noted as */

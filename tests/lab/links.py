@@ -17,7 +17,7 @@ from tests.lab.talk import Talk, eventually, link_of, rightful_sources, status
 KEY = "0123456789abcdef"
 # As the defaults but for the time that it takes.
 FAST = {"interval_ms": 100, "hold_ms": 0}
-PAUSE_S = 0.003
+PAUSE_S = 0.01
 
 
 def link(daemon: Daemon, name: str = "isp-b") -> dict[str, Any]:
@@ -112,7 +112,7 @@ def check_settings(lab: Lab, interface: str) -> None:
 
 
 class _Sender:
-    """Datagrams of ever new sockets to all servers, a few hundred a second."""
+    """Datagrams of ever new sockets to all servers, a hundred or two a second."""
 
     def __init__(self, namespace: Namespace, sources: list[Address | None], lab: Lab) -> None:
         self.sent = 0

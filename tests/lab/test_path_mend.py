@@ -36,8 +36,8 @@ DEEDS = {
         "nft replace rule inet evenlink mark_1 handle $(nft -a list chain inet evenlink mark_1 | "
         "sed -n 's/.*mark set.*handle //p') meta mark set 0x02000000",
     "a set is deleted with all that uses it":
-        "nft flush chain inet evenlink settle; nft flush chain inet evenlink leave_1; "
-        "nft delete set inet evenlink pairs4_1",
+        "nft 'flush chain inet evenlink settle; flush chain inet evenlink leave_1; "
+        "delete set inet evenlink pairs4_1'",
     "the queue's rule is deleted": "iptables -t mangle -F PREROUTING",
     "the queue's IPv6 rule is deleted": "ip6tables -t mangle -F",
     "iptables' tables are deleted": "nft delete table ip mangle; nft delete table ip6 mangle",

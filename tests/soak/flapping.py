@@ -215,7 +215,7 @@ def _remaining(
     """Descriptors and tracked connections that are more than at first, when all had time to end."""
     process = daemon.process.pid
     found = []
-    if not until(lambda: remains.descriptors(process) == descriptors, 10.0):
+    if not until(lambda: remains.descriptors(process) == descriptors, 30.0):
         now = remains.descriptors(process)
         found.append(f"descriptors: {dict(now - descriptors)} more, {dict(descriptors - now)} less")
     ours = [mark for mark in marked if mark & MASK]
