@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 
+from dataplane.config.groups import MOST_GROUPS
 from dataplane.config.model import Config, Group, Method
 from dataplane.decide.facts import FAMILIES, Family
 from dataplane.decide.liveness import Condition, LinkState, Way, serving
@@ -16,8 +17,6 @@ from dataplane.decide.slots import SLOTS, SlotTable, home, overlay, reweight
 Choices = Mapping[str, Mapping[Family, str]]
 # The links of each group that served before, by family.
 Served = Mapping[str, Mapping[Family, frozenset[str]]]
-
-MOST_GROUPS = 64
 
 # Methods by which all new connections of a group go to one link at a time.
 PREFERRING = frozenset({Method.FAILOVER, Method.OVERFLOW, Method.LEAST_USED, Method.LOWEST_LATENCY})
